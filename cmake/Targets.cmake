@@ -1,0 +1,58 @@
+# One static library a second-level folder, so that the arrows between the folders hold at link time.
+
+set(MOESAIC_WARNINGS -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Werror)
+
+add_library(moesaic_options INTERFACE)
+target_compile_options(moesaic_options INTERFACE ${MOESAIC_WARNINGS})
+target_include_directories(moesaic_options INTERFACE ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
+target_link_options(moesaic_options INTERFACE -fuse-ld=lld)
+if(CMAKE_CXX_COMPILER_LAUNCHER MATCHES ccache)
+  target_compile_options(moesaic_options INTERFACE -fpch-preprocess)
+endif()
+if(MOESAIC_SANITIZE)
+  target_compile_options(moesaic_options INTERFACE
+    -fsanitize=${MOESAIC_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=undefined)
+  target_link_options(moesaic_options INTERFACE -fsanitize=${MOESAIC_SANITIZE})
+endif()
+
+# The precompiled header of every file that uses ATen.
+file(WRITE ${CMAKE_BINARY_DIR}/aten_pch.cc "")
+add_library(moesaic_aten_pch STATIC ${CMAKE_BINARY_DIR}/aten_pch.cc)
+target_link_libraries(moesaic_aten_pch PUBLIC moesaic_options moesaic_torch)
+target_precompile_headers(moesaic_aten_pch PRIVATE
+  <ATen/ATen.h> <algorithm> <cstdint> <functional> <map> <memory> <optional> <span> <string>
+  <unordered_map> <utility> <vector>)
+
+# moesaic_library(NAME SRCS files... [DEPS targets...] [ATEN]): a static library. ATEN: its files
+# use LibTorch and share the precompiled header.
+function(moesaic_library name)
+  cmake_parse_arguments(arg "ATEN" "" "SRCS;DEPS" ${ARGN})
+  add_library(${name} STATIC ${arg_SRCS})
+  target_link_libraries(${name} PUBLIC moesaic_options ${arg_DEPS})
+  if(arg_ATEN)
+    target_link_libraries(${name} PUBLIC moesaic_torch)
+    target_precompile_headers(${name} REUSE_FROM moesaic_aten_pch)
+  endif()
+endfunction()
+
+# moesaic_test(NAME SRCS files... DEPS targets... [ATEN] [LABELS fast|slow|fault|e2e|peers]
+#              [ENV NAME=VALUE...] [TIMEOUT seconds]): a GoogleTest program, one CTest entry.
+function(moesaic_test name)
+  cmake_parse_arguments(arg "ATEN" "TIMEOUT" "SRCS;DEPS;LABELS;ENV" ${ARGN})
+  add_executable(${name} ${arg_SRCS})
+  target_link_libraries(${name} PRIVATE moesaic_options ${arg_DEPS} GTest::gmock GTest::gtest_main)
+  if(arg_ATEN)
+    target_link_libraries(${name} PRIVATE moesaic_torch)
+    target_precompile_headers(${name} REUSE_FROM moesaic_aten_pch)
+  endif()
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  if(NOT arg_LABELS)
+    set(arg_LABELS fast)
+  endif()
+  if(NOT arg_TIMEOUT)
+    set(arg_TIMEOUT 60)
+  endif()
+  set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT ${arg_TIMEOUT}
+    ENVIRONMENT "${arg_ENV}")
+endfunction()

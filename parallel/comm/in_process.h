@@ -1,0 +1,27 @@
+// The in-process communicator: ranks are threads of one process, messages are copies. It obeys the
+// whole contract of Communicator, so that tests of everything above run without MPI and under
+// ThreadSanitizer.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "parallel/comm/communicator.h"
+
+namespace moesaic {
+
+struct InProcessOptions {
+  // A call that waits longer throws CommunicatorError naming the ranks that have not entered.
+  absl::Duration deadline = absl::Seconds(30);
+};
+
+// Communicators of `size` ranks; element r is rank r's, to be used by one thread.
+std::vector<std::unique_ptr<Communicator>> MakeInProcessGroup(int size, InProcessOptions options = {});
+
+// Runs body(communicator) on `size` threads, joins them, and rethrows the first exception by rank
+// (a thrown rank makes the others' pending calls throw CommunicatorError).
+void RunRanks(int size, const std::function<void(Communicator&)>& body, InProcessOptions options = {});
+
+}  // namespace moesaic

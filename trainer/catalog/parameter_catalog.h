@@ -1,0 +1,96 @@
+// ParameterCatalog: every parameter of a job, as a pure function of the job. Buckets, placement,
+// optimizer groups, checkpoints and the coverage proof all derive from it.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "proto/job.pb.h"
+
+namespace moesaic {
+
+// Index into ParameterCatalog::parameters(); equal on every rank of a job. Not stored on disk:
+// names are.
+using ParameterId = int32_t;
+inline constexpr ParameterId kNoParameter = -1;
+
+enum class ParameterKind { kEmbedding, kHead, kNorm, kAttention, kFeedForward, kRouter, kExpert };
+
+// Initial values, drawn from the random stream (seed, parameter name, element index), so that they
+// depend on no layout.
+struct InitRule {
+  enum Kind { kOnes, kNormal } kind = kNormal;
+  double stddev = 0;
+};
+
+struct ParameterSpec {
+  std::string name;
+  std::vector<int64_t> shape;  // weights of projections are [out, in]
+  ParameterKind kind = ParameterKind::kFeedForward;
+  int layer = -1;
+  int expert = -1;        // global id within the layer; -1: every data rank holds the parameter
+  int uses = 1;           // times a pass uses it (a tied embedding: 2)
+  bool decay = true;      // weight decay applies
+  bool fp32 = false;      // computed with in fp32 whatever train.precision is (norms, router)
+  InitRule init;
+
+  int64_t elements() const;
+};
+
+// The parameters, in this order (`L` a layer, `E` a global expert id):
+//   embedding                       [vocabulary, hidden]
+//   layers.L.attention_norm         [hidden]
+//   layers.L.attention.qkv          [(heads + 2 * kv_heads) * head_width, hidden]   rows: q, k, v
+//   layers.L.attention.output       [hidden, heads * head_width]
+//   layers.L.feed_forward_norm      [hidden]
+//   layers.L.dense.gate_up          [2 * dense_width, hidden]   rows: gate, up      (dense layer)
+//   layers.L.dense.down             [hidden, dense_width]
+//   layers.L.moe.router             [experts, hidden]                               (MoE layer)
+//   layers.L.moe.shared.gate_up     [2 * shared_width, hidden]                      (if any)
+//   layers.L.moe.shared.down        [hidden, shared_width]
+//   layers.L.moe.experts.E.gate_up  [2 * expert_width, hidden]
+//   layers.L.moe.experts.E.down     [hidden, expert_width]
+//   norm                            [hidden]
+//   head                            [vocabulary, hidden]                            (not tied)
+// Immutable; thread-safe.
+class ParameterCatalog {
+ public:
+  // `spec` must be resolved and valid, with model.vocabulary set. InvalidArgument otherwise, or when
+  // an element count overflows int64.
+  static absl::StatusOr<ParameterCatalog> Build(const JobSpec& spec);
+
+  std::span<const ParameterSpec> parameters() const { return parameters_; }
+  const ParameterSpec& operator[](ParameterId id) const { return parameters_[id]; }
+  int size() const { return static_cast<int>(parameters_.size()); }
+
+  // kNoParameter when there is none of that name.
+  ParameterId Find(absl::string_view name) const;
+
+  int layers() const { return layers_; }
+  // Experts of a layer; 0 for a dense one.
+  int experts(int layer) const { return IsMoe(layer) ? experts_ : 0; }
+  bool IsMoe(int layer) const { return moe_layers_[layer]; }
+
+  int64_t total_elements() const;
+  // Elements that one token uses: all but the experts, and `active` experts a MoE layer.
+  int64_t active_elements() const;
+
+  // XXH3-128 over names, shapes and kinds.
+  std::array<uint8_t, 16> Hash() const;
+
+ private:
+  std::vector<ParameterSpec> parameters_;
+  absl::flat_hash_map<std::string, ParameterId> by_name_;
+  std::vector<bool> moe_layers_;
+  int layers_ = 0;
+  int experts_ = 0;
+  int active_ = 0;
+};
+
+}  // namespace moesaic
