@@ -33,7 +33,8 @@ struct Segment {
 };
 
 struct DispatchPlan {
-  // By rank of the expert communicator: ranges of my sorted rows to send there, by expert.
+  // By rank of the expert communicator: ranges of my sorted rows to send there, by expert; none is
+  // empty.
   std::vector<std::vector<RowRange>> send;
   // By rank of the expert communicator: ranges of my receive buffer that come from there, by expert.
   // Range k of `receive[s]` here is range k of `send[me]` at s, with equal rows.
@@ -57,11 +58,12 @@ struct DispatchInputs {
   int rank = 0;   // mine, in the mesh
   int layer = 0;
   // counts[s * experts + e]: sorted rows of source s (rank of the expert communicator) for expert e.
-  std::span<const int64_t> counts;
+  std::span<const int64_t> counts = {};
   // By rank of the expert communicator: its logical micro-batch of this round, -1: none.
-  std::span<const int64_t> micro_batches;
+  std::span<const int64_t> micro_batches = {};
 };
 
+// Pure. Aborts when the sizes of `counts` or `micro_batches` do not fit the mesh and the layer.
 DispatchPlan PlanDispatch(const DispatchInputs& inputs);
 
 }  // namespace moesaic

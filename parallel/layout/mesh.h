@@ -15,7 +15,7 @@ namespace moesaic {
 // its coordinate within that copy.
 struct RankPlace {
   int rank = 0;
-  std::string node;
+  std::string node = {};
   int local_rank = 0;
   int data = 0;
   int expert_group = 0;

@@ -31,7 +31,8 @@ class SumTree {
   bool Empty(SumNode node) const { return (node.index << node.level) >= leaves_; }
 
   // The fewest nodes whose leaves are exactly [begin, end), in leaf order: what a rank that runs
-  // those leaves contributes.
+  // those leaves contributes. Of nodes with the same leaves (at the end of an uneven tree), the
+  // highest.
   std::vector<SumNode> Cover(int64_t begin, int64_t end) const;
 
  private:
