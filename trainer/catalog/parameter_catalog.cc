@@ -1,0 +1,222 @@
+#include "trainer/catalog/parameter_catalog.h"
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "proto/job_spec.h"
+
+namespace moesaic {
+namespace {
+
+// A job file of a few lines must not make the coordinator allocate without bound.
+constexpr int64_t kMostParameters = int64_t{1} << 20;
+
+// Nothing on overflow.
+std::optional<int64_t> Product(std::span<const int64_t> factors) {
+  int64_t product = 1;
+  for (int64_t factor : factors) {
+    if (__builtin_mul_overflow(product, factor, &product)) return std::nullopt;
+  }
+  return product;
+}
+
+absl::Status CheckSizes(const ModelSpec& model) {
+  const auto need = [](absl::string_view field, bool set, uint32_t value) {
+    if (set && value > 0) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat("model.", field, " is not set: the parameters cannot be listed"));
+  };
+  absl::Status status;
+  status.Update(need("layers", model.has_layers(), model.layers()));
+  status.Update(need("hidden", model.has_hidden(), model.hidden()));
+  status.Update(need("heads", model.has_heads(), model.heads()));
+  status.Update(need("kv_heads", model.has_kv_heads(), model.kv_heads()));
+  status.Update(need("head_width", model.has_head_width(), model.head_width()));
+  status.Update(need("vocabulary", model.has_vocabulary(), model.vocabulary()));
+  if (model.has_moe()) {
+    const MoeSpec& moe = model.moe();
+    status.Update(need("moe.experts", moe.has_experts(), moe.experts()));
+    status.Update(need("moe.active", moe.has_active(), moe.active()));
+    status.Update(need("moe.expert_width", moe.has_expert_width(), moe.expert_width()));
+  }
+  for (int layer = 0; status.ok() && layer < static_cast<int>(model.layers()); ++layer) {
+    if (IsMoeLayer(model, layer)) continue;
+    status.Update(need("dense_width", model.has_dense_width(), model.dense_width()));
+    break;
+  }
+  return status;
+}
+
+// How many parameters the job has, without making them.
+int64_t CountParameters(const ModelSpec& model) {
+  int64_t count = 3;
+  for (int layer = 0; layer < static_cast<int>(model.layers()); ++layer) {
+    count += IsMoeLayer(model, layer) ? 7 + 2 * int64_t{model.moe().experts()} : 6;
+  }
+  return count;
+}
+
+// Appends parameters in the catalogue's order.
+class Lister {
+ public:
+  explicit Lister(const ModelSpec& model)
+      : model_(model),
+        normal_{InitRule::kNormal, model.init_std()},
+        residual_{InitRule::kNormal, model.init_std() / std::sqrt(2.0 * model.layers())} {}
+
+  std::vector<ParameterSpec> List() {
+    const int64_t hidden = model_.hidden();
+    const int64_t vocabulary = model_.vocabulary();
+    Add("embedding", {vocabulary, hidden}, ParameterKind::kEmbedding, normal_).uses =
+        model_.tie_head() ? 2 : 1;
+    for (layer_ = 0; layer_ < static_cast<int>(model_.layers()); ++layer_) ListLayer();
+    layer_ = -1;
+    AddNorm("norm");
+    if (!model_.tie_head()) Add("head", {vocabulary, hidden}, ParameterKind::kHead, normal_);
+    return std::move(parameters_);
+  }
+
+ private:
+  void ListLayer() {
+    const int64_t hidden = model_.hidden();
+    const int64_t width = model_.head_width();
+    const int64_t heads = model_.heads();
+    const int64_t rows = (heads + 2 * int64_t{model_.kv_heads()}) * width;
+    const std::string prefix = absl::StrCat("layers.", layer_, ".");
+    AddNorm(prefix + "attention_norm");
+    Add(prefix + "attention.qkv", {rows, hidden}, ParameterKind::kAttention, normal_);
+    Add(prefix + "attention.output", {hidden, heads * width}, ParameterKind::kAttention, residual_);
+    AddNorm(prefix + "feed_forward_norm");
+    if (IsMoeLayer(model_, layer_)) {
+      ListExperts(prefix + "moe.");
+    } else {
+      AddSwiGlu(prefix + "dense.", model_.dense_width(), ParameterKind::kFeedForward, -1);
+    }
+  }
+
+  void ListExperts(const std::string& prefix) {
+    const MoeSpec& moe = model_.moe();
+    ParameterSpec& router = Add(prefix + "router", {int64_t{moe.experts()}, int64_t{model_.hidden()}},
+                                ParameterKind::kRouter, normal_);
+    router.fp32 = true;
+    if (moe.shared_width() > 0) {
+      AddSwiGlu(prefix + "shared.", moe.shared_width(), ParameterKind::kFeedForward, -1);
+    }
+    for (int expert = 0; expert < static_cast<int>(moe.experts()); ++expert) {
+      AddSwiGlu(absl::StrCat(prefix, "experts.", expert, "."), moe.expert_width(),
+                ParameterKind::kExpert, expert);
+    }
+  }
+
+  void AddSwiGlu(const std::string& prefix, int64_t width, ParameterKind kind, int expert) {
+    const int64_t hidden = model_.hidden();
+    Add(prefix + "gate_up", {2 * width, hidden}, kind, normal_).expert = expert;
+    Add(prefix + "down", {hidden, width}, kind, residual_).expert = expert;
+  }
+
+  void AddNorm(std::string name) {
+    ParameterSpec& norm = Add(std::move(name), {int64_t{model_.hidden()}}, ParameterKind::kNorm,
+                              {InitRule::kOnes, 0});
+    norm.decay = false;
+    norm.fp32 = true;
+  }
+
+  ParameterSpec& Add(std::string name, std::vector<int64_t> shape, ParameterKind kind,
+                     InitRule init) {
+    ParameterSpec& parameter = parameters_.emplace_back();
+    parameter.name = std::move(name);
+    parameter.shape = std::move(shape);
+    parameter.kind = kind;
+    parameter.layer = layer_;
+    parameter.init = init;
+    return parameter;
+  }
+
+  const ModelSpec& model_;
+  const InitRule normal_;
+  const InitRule residual_;
+  int layer_ = -1;
+  std::vector<ParameterSpec> parameters_;
+};
+
+}  // namespace
+
+int64_t ParameterSpec::elements() const { return Product(shape).value_or(0); }
+
+absl::StatusOr<ParameterCatalog> ParameterCatalog::Build(const JobSpec& spec) {
+  const ModelSpec& model = spec.model();
+  if (absl::Status status = CheckSizes(model); !status.ok()) return status;
+  if (const int64_t count = CountParameters(model); count > kMostParameters) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the model has ", count, " parameter tensors, more than the ", kMostParameters,
+        " that are supported: lower model.layers or model.moe.experts"));
+  }
+
+  ParameterCatalog catalog;
+  catalog.layers_ = static_cast<int>(model.layers());
+  catalog.experts_ = static_cast<int>(model.moe().experts());
+  catalog.active_ = static_cast<int>(model.moe().active());
+  for (int layer = 0; layer < catalog.layers_; ++layer) {
+    catalog.moe_layers_.push_back(IsMoeLayer(model, layer));
+  }
+  catalog.parameters_ = Lister(model).List();
+
+  int64_t total = 0;
+  for (ParameterId id = 0; id < catalog.size(); ++id) {
+    const ParameterSpec& parameter = catalog.parameters_[id];
+    const std::optional<int64_t> elements = Product(parameter.shape);
+    if (!elements || __builtin_add_overflow(total, *elements, &total)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "the elements of the model overflow 64 bits at ", parameter.name, ": lower its sizes"));
+    }
+    catalog.by_name_.emplace(parameter.name, id);
+  }
+  return catalog;
+}
+
+ParameterId ParameterCatalog::Find(absl::string_view name) const {
+  const auto found = by_name_.find(name);
+  return found == by_name_.end() ? kNoParameter : found->second;
+}
+
+int64_t ParameterCatalog::total_elements() const {
+  int64_t total = 0;
+  for (const ParameterSpec& parameter : parameters_) total += parameter.elements();
+  return total;
+}
+
+int64_t ParameterCatalog::active_elements() const {
+  int64_t total = 0;
+  for (const ParameterSpec& parameter : parameters_) {
+    // All experts of a layer have one size, so the first `active` of them count for any.
+    if (parameter.expert < active_) total += parameter.elements();
+  }
+  return total;
+}
+
+std::array<uint8_t, 16> ParameterCatalog::Hash() const {
+  XXH3_state_t state;
+  XXH3_128bits_reset(&state);
+  const auto add = [&state](const std::string& text) {
+    XXH3_128bits_update(&state, text.data(), text.size());
+  };
+  for (const ParameterSpec& parameter : parameters_) {
+    add(absl::StrCat(parameter.name, "|", static_cast<int>(parameter.kind)));
+    for (int64_t size : parameter.shape) add(absl::StrCat("|", size));
+    add("\n");
+  }
+  XXH128_canonical_t canonical;
+  XXH128_canonicalFromHash(&canonical, XXH3_128bits_digest(&state));
+  std::array<uint8_t, 16> hash;
+  std::copy(std::begin(canonical.digest), std::end(canonical.digest), hash.begin());
+  return hash;
+}
+
+}  // namespace moesaic
