@@ -1,0 +1,410 @@
+#include "proto/job_spec.h"
+
+#include <google/protobuf/descriptor.h>
+#include <google/protobuf/message.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <memory>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "proto/field_text.h"
+
+namespace moesaic {
+namespace {
+
+using google::protobuf::Descriptor;
+using google::protobuf::FieldDescriptor;
+using google::protobuf::Message;
+using google::protobuf::OneofDescriptor;
+using google::protobuf::Reflection;
+
+std::string Join(absl::string_view prefix, absl::string_view name) {
+  return prefix.empty() ? std::string(name) : absl::StrCat(prefix, ".", name);
+}
+
+bool IsMessage(const FieldDescriptor& field) {
+  return field.cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE;
+}
+
+// Calls `visit(path, child)` for every message that `message` holds, list elements included.
+template <typename Visit>
+void ForEachChild(const Message& message, absl::string_view path, const Visit& visit) {
+  const Descriptor& type = *message.GetDescriptor();
+  const Reflection& reflection = *message.GetReflection();
+  for (int i = 0; i < type.field_count(); ++i) {
+    const FieldDescriptor& field = *type.field(i);
+    if (!IsMessage(field)) continue;
+    const std::string field_path = Join(path, field.name());
+    if (field.is_repeated()) {
+      for (int k = 0; k < reflection.FieldSize(message, &field); ++k) {
+        visit(absl::StrCat(field_path, "[", k, "]"), reflection.GetRepeatedMessage(message, &field, k));
+      }
+    } else if (reflection.HasField(message, &field)) {
+      visit(field_path, reflection.GetMessage(message, &field));
+    }
+  }
+}
+
+// --- Defaults ----------------------------------------------------------------------------------
+
+// A message with a required field cannot be made out of defaults alone: its absence is either an
+// error (model) or has a meaning (model.moe).
+bool HasRequiredField(const Descriptor& type) {
+  for (int i = 0; i < type.field_count(); ++i) {
+    if (RulesOf(*type.field(i)).required()) return true;
+  }
+  return false;
+}
+
+void FillMessage(Message* message);
+
+void FillField(const FieldDescriptor& field, Message* message) {
+  const Reflection& reflection = *message->GetReflection();
+  if (!IsMessage(field)) {
+    const std::string& text = RulesOf(field).default_value();
+    if (text.empty() || field.is_repeated() || reflection.HasField(*message, &field)) return;
+    // A default that does not parse is a mistake in job.proto; a test parses them all.
+    SetFieldFromText(text, field, message).IgnoreError();
+  } else if (field.is_repeated()) {
+    for (int k = 0; k < reflection.FieldSize(*message, &field); ++k) {
+      FillMessage(reflection.MutableRepeatedMessage(message, &field, k));
+    }
+  } else if (reflection.HasField(*message, &field) ||
+             (field.real_containing_oneof() == nullptr &&
+              !HasRequiredField(*field.message_type()))) {
+    FillMessage(reflection.MutableMessage(message, &field));
+  }
+}
+
+void FillMessage(Message* message) {
+  const Descriptor& type = *message->GetDescriptor();
+  const Reflection& reflection = *message->GetReflection();
+  for (int i = 0; i < type.real_oneof_decl_count(); ++i) {
+    const OneofDescriptor* oneof = type.oneof_decl(i);
+    if (!reflection.HasOneof(*message, oneof)) {
+      reflection.MutableMessage(message, oneof->field(0));
+    }
+  }
+  for (int i = 0; i < type.field_count(); ++i) FillField(*type.field(i), message);
+}
+
+void DeriveFields(JobSpec* spec) {
+  if (spec->has_model()) {
+    ModelSpec& model = *spec->mutable_model();
+    if (!model.has_kv_heads() && model.has_heads()) model.set_kv_heads(model.heads());
+    if (!model.has_head_width() && model.heads() > 0 && model.hidden() % model.heads() == 0) {
+      model.set_head_width(model.hidden() / model.heads());
+    }
+  }
+  RunSpec& run = *spec->mutable_run();
+  if (!run.has_dir() && spec->has_name()) run.set_dir(absl::StrCat("runs/", spec->name()));
+  CheckpointSpec& checkpoint = *spec->mutable_checkpoint();
+  if (!checkpoint.has_dir() && run.has_dir()) {
+    checkpoint.set_dir(absl::StrCat(run.dir(), "/checkpoints"));
+  }
+}
+
+// --- Rules of one field --------------------------------------------------------------------------
+
+bool IsName(absl::string_view text) {
+  if (text.empty() || text.size() > 63 || absl::StrContains(text, "..")) return false;
+  auto alphanumeric = [](char c) { return absl::ascii_islower(c) || absl::ascii_isdigit(c); };
+  if (!alphanumeric(text[0])) return false;
+  return std::all_of(text.begin(), text.end(), [&](char c) {
+    return alphanumeric(c) || c == '.' || c == '_' || c == '-';
+  });
+}
+
+double NumberOf(const Message& message, const FieldDescriptor& field) {
+  const Reflection& reflection = *message.GetReflection();
+  switch (field.cpp_type()) {
+    case FieldDescriptor::CPPTYPE_UINT32:
+      return reflection.GetUInt32(message, &field);
+    case FieldDescriptor::CPPTYPE_UINT64:
+      return static_cast<double>(reflection.GetUInt64(message, &field));
+    case FieldDescriptor::CPPTYPE_DOUBLE:
+      return reflection.GetDouble(message, &field);
+    default:
+      return 0;
+  }
+}
+
+// A limit in the way that its field is written: "5s" for a duration.
+std::string LimitText(double limit, const Message& message, const FieldDescriptor& field) {
+  const std::unique_ptr<Message> scratch(message.New());
+  const Reflection& reflection = *scratch->GetReflection();
+  switch (field.cpp_type()) {
+    case FieldDescriptor::CPPTYPE_UINT32:
+      reflection.SetUInt32(scratch.get(), &field, static_cast<uint32_t>(limit));
+      break;
+    case FieldDescriptor::CPPTYPE_UINT64:
+      reflection.SetUInt64(scratch.get(), &field, static_cast<uint64_t>(limit));
+      break;
+    default:
+      reflection.SetDouble(scratch.get(), &field, limit);
+  }
+  return FieldText(*scratch, field);
+}
+
+// Empty when the set scalar `field` keeps its rules.
+std::string BrokenRule(const Message& message, const FieldDescriptor& field) {
+  const FieldRules& rules = RulesOf(field);
+  if (field.cpp_type() == FieldDescriptor::CPPTYPE_STRING) {
+    const std::string text = message.GetReflection()->GetString(message, &field);
+    if (text.empty()) return "must not be empty";
+    if (text.find('\0') != std::string::npos) return "must not hold a NUL character";
+    if (rules.is_name() && !IsName(text)) {
+      return absl::StrCat("\"", text,
+                          "\" is not a name: write 1 to 63 of a-z 0-9 . _ -, the first one a "
+                          "letter or digit, without ..");
+    }
+    return "";
+  }
+  const double value = NumberOf(message, field);
+  const std::string text = FieldText(message, field);
+  if (!std::isfinite(value)) return absl::StrCat("must be a finite number, not ", text);
+  if (rules.positive() && !(value > 0)) return absl::StrCat("must be more than 0, not ", text);
+  if (rules.has_min() && value < rules.min()) {
+    return absl::StrCat("must be at least ", LimitText(rules.min(), message, field), ", not ", text);
+  }
+  if (rules.has_max() && value > rules.max()) {
+    return absl::StrCat("must be at most ", LimitText(rules.max(), message, field), ", not ", text);
+  }
+  return "";
+}
+
+void CheckFields(const Message& message, absl::string_view path,
+                 std::vector<JobProblem>* problems) {
+  const Descriptor& type = *message.GetDescriptor();
+  const Reflection& reflection = *message.GetReflection();
+  for (int i = 0; i < type.field_count(); ++i) {
+    const FieldDescriptor& field = *type.field(i);
+    const std::string field_path = Join(path, field.name());
+    const bool set = field.is_repeated() ? reflection.FieldSize(message, &field) > 0
+                                         : reflection.HasField(message, &field);
+    if (!set) {
+      if (RulesOf(field).required()) {
+        problems->push_back({field_path, field.is_repeated() ? "is required: list at least one"
+                                                             : "is required"});
+      }
+    } else if (!IsMessage(field)) {
+      std::string broken = BrokenRule(message, field);
+      if (!broken.empty()) problems->push_back({field_path, std::move(broken)});
+    }
+  }
+  ForEachChild(message, path, [&](const std::string& child_path, const Message& child) {
+    CheckFields(child, child_path, problems);
+  });
+}
+
+// --- Rules that cross fields ---------------------------------------------------------------------
+
+// The rules below run only on jobs whose fields are each right by themselves, so values are present
+// and within their ranges.
+class CrossFieldRules {
+ public:
+  explicit CrossFieldRules(const JobSpec& spec) : spec_(spec) {}
+
+  std::vector<JobProblem> Run() {
+    CheckAttention();
+    CheckFeedForward();
+    CheckVocabulary();
+    CheckBatches();
+    CheckSchedule();
+    CheckPlaces();
+    return std::move(problems_);
+  }
+
+ private:
+  template <typename... Parts>
+  void Report(std::string path, const Parts&... parts) {
+    problems_.push_back({std::move(path), absl::StrCat(parts...)});
+  }
+
+  void CheckAttention() {
+    const ModelSpec& model = spec_.model();
+    if (!model.has_head_width()) {
+      Report("model.heads", "hidden (", model.hidden(), ") is not a multiple of heads (",
+             model.heads(), "): change one, or give head_width");
+    } else if (model.head_width() % 2 != 0) {
+      Report("model.head_width", "must be even for rotary positions, not ", model.head_width(),
+             model.head_width() * model.heads() == model.hidden() ? " (hidden / heads)" : "");
+    }
+    if (model.heads() % model.kv_heads() != 0) {
+      Report("model.kv_heads", "heads (", model.heads(), ") is not a multiple of kv_heads (",
+             model.kv_heads(), ")");
+    }
+  }
+
+  void CheckFeedForward() {
+    const ModelSpec& model = spec_.model();
+    if (model.has_moe()) CheckMoe();
+    if (model.has_dense_width()) return;
+    for (uint32_t layer = 0; layer < model.layers(); ++layer) {
+      if (IsMoeLayer(model, static_cast<int>(layer))) continue;
+      Report("model.dense_width", "is required, because layer ", layer, " has no experts");
+      return;
+    }
+  }
+
+  void CheckMoe() {
+    const ModelSpec& model = spec_.model();
+    const MoeSpec& moe = model.moe();
+    if (moe.active() > moe.experts()) {
+      Report("model.moe.active", "must be at most experts (", moe.experts(), "), not ",
+             moe.active());
+    }
+    if (moe.pattern().first() >= model.layers()) {
+      Report("model.moe.pattern.first", "must be below layers (", model.layers(), "), not ",
+             moe.pattern().first());
+    }
+    if (moe.active() == 1 && moe.experts() > 1 &&
+        spec_.recipe().router().weight().renormalize()) {
+      Report("model.moe.active",
+             "1 with recipe.router.weight.renormalize true makes every weight 1, so the router "
+             "would learn nothing from the loss: set renormalize to false");
+    }
+    if (spec_.parallel().expert() > moe.experts()) {
+      Report("parallel.expert", "must be at most model.moe.experts (", moe.experts(), "), not ",
+             spec_.parallel().expert());
+    }
+  }
+
+  void CheckVocabulary() {
+    if (!spec_.model().has_vocabulary() && !spec_.data().has_tokenizer()) {
+      Report("model.vocabulary", "is required when data.tokenizer is not given");
+    }
+  }
+
+  void CheckBatches() {
+    const TrainSpec& train = spec_.train();
+    if (train.global_batch() % train.micro_batch() != 0) {
+      Report("train.global_batch", "must be a multiple of micro_batch (", train.micro_batch(),
+             "), not ", train.global_batch());
+    }
+  }
+
+  void CheckSchedule() {
+    const TrainSpec& train = spec_.train();
+    const ScheduleSpec& schedule = train.schedule();
+    if (schedule.warmup_steps() > train.steps()) {
+      Report("train.schedule.warmup_steps", "must be at most train.steps (", train.steps(),
+             "), not ", schedule.warmup_steps());
+    } else if (schedule.has_wsd() &&
+               schedule.wsd().decay_steps() > train.steps() - schedule.warmup_steps()) {
+      Report("train.schedule.wsd.decay_steps", "must be at most train.steps - warmup_steps (",
+             train.steps() - schedule.warmup_steps(), "), not ", schedule.wsd().decay_steps());
+    }
+  }
+
+  void CheckPlaces() {
+    const NodeRange& nodes = spec_.elastic().nodes();
+    if (nodes.min() > nodes.max()) {
+      Report("elastic.nodes.min", "must be at most max (", nodes.max(), "), not ", nodes.min());
+    }
+    if (spec_.recipe().preset() != "top_k") {
+      Report("recipe.preset", "there is no recipe \"", spec_.recipe().preset(),
+             "\"; there is: top_k");
+    }
+  }
+
+  const JobSpec& spec_;
+  std::vector<JobProblem> problems_;
+};
+
+// --- Hashes and changes --------------------------------------------------------------------------
+
+using FieldTexts = std::map<std::string, std::string>;
+
+// Path -> text of the set fields of one resume class. The chosen member of a oneof stands at the
+// path of its message.
+void CollectTexts(const Message& message, absl::string_view path, ResumeClass resume,
+                  FieldTexts* texts) {
+  std::vector<const FieldDescriptor*> fields;
+  message.GetReflection()->ListFields(message, &fields);
+  for (const FieldDescriptor* field : fields) {
+    if (RulesOf(*field).resume() != resume) continue;
+    if (!IsMessage(*field)) {
+      (*texts)[Join(path, field->name())] = FieldText(message, *field);
+    } else if (field->real_containing_oneof() != nullptr) {
+      (*texts)[std::string(path)] = field->name();
+    }
+  }
+  ForEachChild(message, path, [&](const std::string& child_path, const Message& child) {
+    CollectTexts(child, child_path, resume, texts);
+  });
+}
+
+FieldTexts TextsOf(const JobSpec& spec, ResumeClass resume) {
+  FieldTexts texts;
+  CollectTexts(spec, "", resume, &texts);
+  return texts;
+}
+
+JobHash HashTexts(const FieldTexts& texts) {
+  std::string canonical;
+  for (const auto& [path, text] : texts) {
+    // The length keeps a text with line ends from looking like other fields.
+    absl::StrAppend(&canonical, path, "=", text.size(), ":", text, "\n");
+  }
+  XXH128_canonical_t stored;
+  XXH128_canonicalFromHash(&stored, XXH3_128bits(canonical.data(), canonical.size()));
+  JobHash hash;
+  static_assert(sizeof(stored.digest) == sizeof(hash));
+  std::memcpy(hash.data(), stored.digest, hash.size());
+  return hash;
+}
+
+}  // namespace
+
+void ApplyDefaults(JobSpec* spec) {
+  FillMessage(spec);
+  DeriveFields(spec);
+}
+
+std::vector<JobProblem> ValidateJob(const JobSpec& spec) {
+  std::vector<JobProblem> problems;
+  CheckFields(spec, "", &problems);
+  if (problems.empty()) problems = CrossFieldRules(spec).Run();
+  return problems;
+}
+
+JobHashes HashJob(const JobSpec& spec) {
+  return {HashTexts(TextsOf(spec, IDENTITY)), HashTexts(TextsOf(spec, TRAJECTORY)),
+          HashTexts(TextsOf(spec, OPERATIONAL))};
+}
+
+std::vector<std::string> DescribeChanges(const JobSpec& before, const JobSpec& after,
+                                         ResumeClass resume) {
+  const FieldTexts old_texts = TextsOf(before, resume);
+  const FieldTexts new_texts = TextsOf(after, resume);
+  FieldTexts paths = old_texts;
+  paths.insert(new_texts.begin(), new_texts.end());
+  auto text_in = [](const FieldTexts& texts, const std::string& path) {
+    const auto found = texts.find(path);
+    return found == texts.end() ? std::string("unset") : found->second;
+  };
+  std::vector<std::string> changes;
+  for (const auto& [path, ignored] : paths) {
+    const std::string was = text_in(old_texts, path);
+    const std::string is = text_in(new_texts, path);
+    if (was != is) changes.push_back(absl::StrCat(path, ": ", was, " -> ", is));
+  }
+  return changes;
+}
+
+bool IsMoeLayer(const ModelSpec& model, int layer) {
+  if (!model.has_moe()) return false;
+  const int64_t first = model.moe().pattern().first();
+  const int64_t every = model.moe().pattern().has_every() ? model.moe().pattern().every() : 1;
+  return layer >= first && (layer - first) % every == 0;
+}
+
+}  // namespace moesaic
