@@ -1,0 +1,10 @@
+// moesaic version [--build]
+#pragma once
+
+#include "launcher/verbs/verb.h"
+
+namespace moesaic {
+
+void RegisterVersion(CLI::App& program, VerbContext& context);
+
+}  // namespace moesaic
