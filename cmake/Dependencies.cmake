@@ -2,6 +2,7 @@
 # TorchConfig.cmake wants all of CUDA, and torch's include folder carries its own fmt and protobuf
 # headers, so it must come after the system's (-idirafter).
 find_package(Threads REQUIRED)
+find_package(OpenSSL REQUIRED)
 find_package(Protobuf REQUIRED)
 find_package(gRPC CONFIG REQUIRED)
 find_package(absl CONFIG REQUIRED)

@@ -14,7 +14,7 @@ PACKAGES=(
   clang-14 clang-format-14 libclang-rt-14-dev
   libopenmpi-dev openmpi-bin libgrpc++-dev protobuf-compiler protobuf-compiler-grpc
   libprotobuf-dev libabsl-dev libgtest-dev libgmock-dev libyaml-cpp-dev libcli11-dev
-  libspdlog-dev libfmt-dev libsqlite3-dev nlohmann-json3-dev libxxhash-dev libdnnl-dev
+  libspdlog-dev libfmt-dev libsqlite3-dev libssl-dev nlohmann-json3-dev libxxhash-dev libdnnl-dev
   bible-kjv bible-kjv-text
 )
 

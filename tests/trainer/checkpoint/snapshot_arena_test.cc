@@ -1,0 +1,107 @@
+#include "trainer/checkpoint/format/snapshot_arena.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include "tests/trainer/checkpoint/boxes.h"
+
+namespace moesaic {
+namespace {
+
+using ::testing::HasSubstr;
+
+class SnapshotArenaTest : public ::testing::Test {
+ protected:
+  SnapshotArenaTest() { std::filesystem::remove(path_); }
+  ~SnapshotArenaTest() override { std::filesystem::remove(path_); }
+
+  static SnapshotIndex Index(uint64_t rows) {
+    SnapshotIndex index;
+    index.set_job("test");
+    index.mutable_state()->set_step(7);
+    for (const char* name : {"a", "b"}) {
+      ArenaObject* object = index.add_objects();
+      object->set_kind(MASTER);
+      object->set_name(name);
+      object->set_element(ELEMENT_F32);
+      object->add_shape(rows);
+      *object->mutable_box() = MakeBox({0}, {rows});
+    }
+    return index;
+  }
+
+  std::unique_ptr<SnapshotWriter> Write(uint64_t rows, int value) {
+    auto writer = SnapshotWriter::Create(path_, Index(rows));
+    EXPECT_TRUE(writer.ok()) << writer.status();
+    for (int i = 0; i < 2; ++i) {
+      std::memset((*writer)->object(i).data(), value + i, (*writer)->object(i).size());
+    }
+    return *std::move(writer);
+  }
+
+  std::string path_ = testing::TempDir() + "/arena." + std::to_string(getpid());
+};
+
+TEST_F(SnapshotArenaTest, TheReaderSeesWhatTheWriterWrote) {
+  ASSERT_TRUE(Write(5, 1)->Finish().ok());
+  const auto reader = SnapshotReader::Open(path_);
+  ASSERT_TRUE(reader.ok()) << reader.status();
+  EXPECT_EQ((*reader)->index().state().step(), 7u);
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_EQ((*reader)->object(i).size(), 20u);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>((*reader)->object(i).data()) % 64, 0u);
+    for (std::byte byte : (*reader)->object(i)) EXPECT_EQ(static_cast<int>(byte), 1 + i);
+  }
+}
+
+TEST_F(SnapshotArenaTest, AnUnfinishedSnapshotIsRefused) {
+  auto writer = Write(5, 1);
+  EXPECT_THAT(SnapshotReader::Open(path_).status().message(), HasSubstr("not finished"));
+  ASSERT_TRUE(writer->Finish().ok());
+  EXPECT_TRUE(SnapshotReader::Open(path_).ok());
+  // Used again: the old content must not pass for the new one.
+  writer = Write(5, 3);
+  EXPECT_TRUE(absl::IsDataLoss(SnapshotReader::Open(path_).status()));
+}
+
+TEST_F(SnapshotArenaTest, AReaderKeepsItsMappingWhenTheSizeChanges) {
+  ASSERT_TRUE(Write(5000, 1)->Finish().ok());
+  const auto reader = SnapshotReader::Open(path_);
+  ASSERT_TRUE(reader.ok());
+  ASSERT_TRUE(Write(5, 9)->Finish().ok());
+  EXPECT_EQ(static_cast<int>((*reader)->object(1).back()), 2);
+}
+
+TEST_F(SnapshotArenaTest, EveryTruncationAndEveryFlippedBitOfTheIndexIsFound) {
+  ASSERT_TRUE(Write(5, 1)->Finish().ok());
+  std::ifstream in(path_, std::ios::binary);
+  const std::string good((std::istreambuf_iterator<char>(in)), {});
+  const auto open = [&](const std::string& content) {
+    std::ofstream(path_, std::ios::binary | std::ios::trunc) << content;
+    return SnapshotReader::Open(path_).status();
+  };
+  ASSERT_TRUE(open(good).ok());
+  for (size_t size = 0; size + 64 < good.size(); ++size) {
+    EXPECT_TRUE(absl::IsDataLoss(open(good.substr(0, size)))) << size;
+  }
+  uint64_t index_bytes = 0;
+  std::memcpy(&index_bytes, good.data() + 16, 8);
+  for (size_t at = 0; at < 32 + index_bytes; ++at) {
+    std::string bad = good;
+    bad[at] = static_cast<char>(bad[at] ^ 0x10);
+    EXPECT_TRUE(absl::IsDataLoss(open(bad))) << at;
+  }
+}
+
+TEST_F(SnapshotArenaTest, NoRoomIsAnErrorAndLeavesNothing) {
+  EXPECT_FALSE(SnapshotWriter::Create(path_, Index(1ull << 58)).ok());
+  EXPECT_FALSE(std::filesystem::exists(path_));
+  EXPECT_TRUE(absl::IsNotFound(SnapshotReader::Open(path_).status()));
+}
+
+}  // namespace
+}  // namespace moesaic

@@ -1,0 +1,200 @@
+#include "trainer/checkpoint/format/shard_files.h"
+
+#include <map>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "trainer/checkpoint/format/box.h"
+#include "trainer/checkpoint/format/durable_file.h"
+#include "trainer/checkpoint/format/manifest.h"
+#include "trainer/checkpoint/format/safetensors.h"
+
+namespace moesaic {
+namespace {
+
+// A file to be, with the indices of its sources in order.
+struct FilePlan {
+  std::string name;
+  std::vector<size_t> sources;
+};
+
+absl::StatusOr<std::vector<FilePlan>> PlanFiles(const std::vector<ShardSource>& sources,
+                                                const ShardFilesOptions& options) {
+  std::vector<FilePlan> plans;
+  std::map<std::pair<int, int>, size_t> of_expert;
+  size_t dense = SIZE_MAX;  // the rank's file that is being filled
+  uint64_t dense_bytes = 0;
+  int dense_files = 0;
+  for (size_t i = 0; i < sources.size(); ++i) {
+    const ShardSource& source = sources[i];
+    absl::Status valid = ValidateBox(source.box, source.shape);
+    const std::optional<uint64_t> bytes =
+        CheckedBytes(source.element, AsShape(source.box.length()));
+    if (!valid.ok() || !bytes) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(ObjectLabel(source.kind, source.name), ": ",
+                       valid.ok() ? "unknown element kind" : valid.message()));
+    }
+    if (source.expert >= 0) {
+      const auto [it, added] = of_expert.try_emplace({source.layer, source.expert}, plans.size());
+      if (added) {
+        plans.push_back(
+            {absl::StrFormat("x-L%03d-E%04d.safetensors", source.layer, source.expert), {}});
+      }
+      plans[it->second].sources.push_back(i);
+      continue;
+    }
+    if (dense == SIZE_MAX || *bytes > options.max_file_bytes - dense_bytes) {
+      dense = plans.size();
+      dense_bytes = 0;
+      plans.push_back(
+          {absl::StrFormat("r%05d-%03d.safetensors", options.rank, dense_files++), {}});
+    }
+    plans[dense].sources.push_back(i);
+    dense_bytes = std::min(options.max_file_bytes, dense_bytes + *bytes);
+  }
+  return plans;
+}
+
+class ShardFileSet {
+ public:
+  ShardFileSet(const std::vector<ShardSource>& sources, const ShardFilesOptions& options,
+               Folder* staging)
+      : sources_(sources), options_(options), staging_(staging) {}
+
+  absl::Status WriteFile(const FilePlan& plan) {
+    std::vector<SafetensorsTensor> tensors;
+    for (size_t i : plan.sources) tensors.push_back(TensorOf(sources_[i]));
+    absl::StatusOr<std::string> header = LayOutSafetensors(
+        &tensors, {{"format", "moesaic"}, {"step", absl::StrCat(options_.step)}});
+    if (!header.ok()) return header.status();
+    absl::StatusOr<std::unique_ptr<DurableFileWriter>> file =
+        DurableFileWriter::Create(staging_, plan.name);
+    if (!file.ok()) return file.status();
+    if (absl::Status written = (*file)->Append(*header); !written.ok()) return written;
+    for (size_t i = 0; i < plan.sources.size(); ++i) {
+      absl::Status written = WriteShard(sources_[plan.sources[i]], tensors[i], file->get());
+      if (!written.ok()) return written;
+    }
+    absl::StatusOr<StoredFile> stored = (*file)->Finish();
+    if (!stored.ok()) return stored.status();
+    written_.files.push_back(*std::move(stored));
+    return absl::OkStatus();
+  }
+
+  WrittenShards Take() { return std::move(written_); }
+
+ private:
+  static SafetensorsTensor TensorOf(const ShardSource& source) {
+    StoredObject object;
+    object.set_kind(source.kind);
+    object.set_name(source.name);
+    object.mutable_shape()->Assign(source.shape.begin(), source.shape.end());
+    SafetensorsTensor tensor;
+    tensor.name = ShardTensorName(object, source.box);
+    tensor.element = source.element;
+    tensor.shape.assign(source.box.length().begin(), source.box.length().end());
+    return tensor;
+  }
+
+  absl::Status WriteShard(const ShardSource& source, const SafetensorsTensor& tensor,
+                          DurableFileWriter* file) {
+    Xxh3Stream hash;
+    uint64_t bytes = 0;
+    absl::Status produced = source.produce([&](std::span<const std::byte> piece) {
+      hash.Update(piece);
+      bytes += piece.size();
+      return file->Append(piece);
+    });
+    if (!produced.ok()) return produced;
+    if (bytes != tensor.bytes) {
+      return absl::InternalError(absl::StrCat(tensor.name, ": its source gave ", bytes,
+                                              " bytes and not ", tensor.bytes));
+    }
+    Shard* shard = ObjectOf(source).add_shards();
+    *shard->mutable_box() = source.box;
+    shard->set_file(static_cast<uint32_t>(written_.files.size()));
+    shard->set_begin(tensor.begin);
+    shard->set_bytes(tensor.bytes);
+    shard->set_xxh3(hash.Digest());
+    return absl::OkStatus();
+  }
+
+  StoredObject& ObjectOf(const ShardSource& source) {
+    const auto [it, added] =
+        by_name_.try_emplace({source.kind, source.name}, written_.objects.size());
+    if (added) {
+      StoredObject& object = written_.objects.emplace_back();
+      object.set_kind(source.kind);
+      object.set_name(source.name);
+      object.set_element(source.element);
+      object.mutable_shape()->Assign(source.shape.begin(), source.shape.end());
+      object.set_step(options_.step);
+    }
+    return written_.objects[it->second];
+  }
+
+  const std::vector<ShardSource>& sources_;
+  const ShardFilesOptions& options_;
+  Folder* staging_;
+  std::map<std::pair<int, std::string>, size_t> by_name_;
+  WrittenShards written_;
+};
+
+}  // namespace
+
+absl::StatusOr<WrittenShards> WriteShardFiles(const std::vector<ShardSource>& sources,
+                                              const ShardFilesOptions& options, Folder* staging) {
+  absl::StatusOr<std::vector<FilePlan>> plans = PlanFiles(sources, options);
+  if (!plans.ok()) return plans.status();
+  ShardFileSet files(sources, options, staging);
+  for (const FilePlan& plan : *plans) {
+    absl::Status written = files.WriteFile(plan);
+    if (!written.ok()) {
+      return absl::Status(written.code(),
+                          absl::StrCat("shard file ", plan.name, ": ", written.message()));
+    }
+  }
+  if (absl::Status synced = staging->Sync(); !synced.ok()) return synced;
+  return files.Take();
+}
+
+absl::StatusOr<ShardsPersisted> PersistShards(const SnapshotReader& snapshot, uint64_t step,
+                                              Folder* staging) {
+  const SnapshotIndex& index = snapshot.index();
+  if (index.state().step() != step) {
+    return absl::FailedPreconditionError(absl::StrCat("the snapshot of rank ", index.rank(),
+                                                      " is of step ", index.state().step(),
+                                                      " and not of step ", step));
+  }
+  std::vector<ShardSource> sources;
+  for (int i = 0; i < index.objects_size(); ++i) {
+    const ArenaObject& object = index.objects(i);
+    ShardSource source;
+    source.kind = object.kind();
+    source.name = object.name();
+    source.element = object.element();
+    source.shape.assign(object.shape().begin(), object.shape().end());
+    source.box = object.box();
+    source.layer = object.layer();
+    source.expert = object.expert();
+    source.produce = [&snapshot, i](const ByteSink& sink) { return sink(snapshot.object(i)); };
+    sources.push_back(std::move(source));
+  }
+  absl::StatusOr<WrittenShards> written =
+      WriteShardFiles(sources, {.rank = index.rank(), .step = step}, staging);
+  if (!written.ok()) return written.status();
+  ShardsPersisted persisted;
+  persisted.set_job(index.job());
+  persisted.set_generation(index.generation());
+  persisted.set_step(step);
+  persisted.set_rank(index.rank());
+  *persisted.mutable_state() = index.state();
+  persisted.mutable_files()->Assign(written->files.begin(), written->files.end());
+  persisted.mutable_objects()->Assign(written->objects.begin(), written->objects.end());
+  return persisted;
+}
+
+}  // namespace moesaic

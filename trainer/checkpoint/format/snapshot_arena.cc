@@ -1,0 +1,262 @@
+#include "trainer/checkpoint/format/snapshot_arena.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "trainer/checkpoint/format/box.h"
+#include "trainer/checkpoint/format/checksum.h"
+#include "trainer/checkpoint/format/manifest.h"
+
+namespace moesaic {
+namespace {
+
+constexpr char kComplete[9] = "MOEARENA";
+constexpr char kWriting[9] = "MOEWRITE";
+constexpr uint32_t kVersion = 1;
+constexpr uint64_t kAlignment = 64;
+constexpr uint64_t kMaxIndexBytes = 256ull << 20;
+
+struct ArenaHeader {
+  char magic[8];
+  uint32_t version;
+  uint32_t zero;
+  uint64_t index_bytes;
+  uint64_t index_hash;
+};
+static_assert(sizeof(ArenaHeader) == 32);
+
+uint64_t Align(uint64_t offset) { return (offset + kAlignment - 1) / kAlignment * kAlignment; }
+
+absl::Status SystemError(absl::string_view action, const std::string& path, int error) {
+  const absl::StatusCode code =
+      error == ENOSPC || error == ENOMEM || error == EDQUOT ? absl::StatusCode::kResourceExhausted
+      : error == ENOENT                                     ? absl::StatusCode::kNotFound
+                                                            : absl::StatusCode::kUnavailable;
+  return absl::Status(code, absl::StrCat(action, " ", path, ": ", std::strerror(error)));
+}
+
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  ~Descriptor() {
+    if (fd_ >= 0) close(fd_);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+class Mapping {
+ public:
+  Mapping() = default;
+  Mapping(Mapping&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
+  Mapping& operator=(Mapping&& other) noexcept {
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  ~Mapping() {
+    if (!bytes_.empty()) munmap(bytes_.data(), bytes_.size());
+  }
+
+  static absl::StatusOr<Mapping> Of(int fd, const std::string& path, uint64_t size, int protection) {
+    void* at = mmap(nullptr, size, protection, MAP_SHARED, fd, 0);
+    if (at == MAP_FAILED) return SystemError("map", path, errno);
+    Mapping mapping;
+    mapping.bytes_ = {static_cast<std::byte*>(at), size};
+    return mapping;
+  }
+
+  std::span<std::byte> bytes() const { return bytes_; }
+
+ private:
+  std::span<std::byte> bytes_;
+};
+
+// Gives every object its place; returns the size of the file.
+absl::StatusOr<uint64_t> LayOut(SnapshotIndex* index) {
+  for (ArenaObject& object : *index->mutable_objects()) {
+    const std::optional<uint64_t> bytes =
+        CheckedBytes(object.element(), AsShape(object.box().length()));
+    absl::Status valid = ValidateBox(object.box(), AsShape(object.shape()));
+    if (!valid.ok() || !bytes) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("snapshot: ", ObjectLabel(object.kind(), object.name()), ": ",
+                       valid.ok() ? "unknown element kind" : valid.message()));
+    }
+    object.set_bytes(*bytes);
+    // The largest value, so that the length of the index does not depend on the real ones.
+    object.set_offset(UINT64_MAX);
+  }
+  uint64_t next = Align(sizeof(ArenaHeader) + index->ByteSizeLong());
+  for (ArenaObject& object : *index->mutable_objects()) {
+    object.set_offset(next);
+    next = Align(next + object.bytes());
+  }
+  return next;
+}
+
+// An existing file of the right size is used again, so that its pages need not be cleared. One of
+// another size is replaced and not cut, because a reader may still have it mapped.
+absl::StatusOr<Mapping> MapForWriting(const std::string& path, uint64_t size) {
+  constexpr int kFlags = O_RDWR | O_NOFOLLOW | O_CLOEXEC;
+  {
+    Descriptor old(open(path.c_str(), kFlags));
+    struct stat info {};
+    if (old.get() >= 0 && fstat(old.get(), &info) == 0 && S_ISREG(info.st_mode) &&
+        static_cast<uint64_t>(info.st_size) == size) {
+      return Mapping::Of(old.get(), path, size, PROT_READ | PROT_WRITE);
+    }
+  }
+  if (unlink(path.c_str()) != 0 && errno != ENOENT) return SystemError("remove", path, errno);
+  Descriptor fd(open(path.c_str(), kFlags | O_CREAT | O_EXCL, 0600));
+  if (fd.get() < 0) return SystemError("create", path, errno);
+  // Reserves the room now: a hole would be a bus error at the first write to a full tmpfs.
+  const int error = posix_fallocate(fd.get(), 0, static_cast<off_t>(size));
+  absl::StatusOr<Mapping> mapping =
+      error != 0 ? SystemError(absl::StrCat("reserve ", size, " bytes for"), path, error)
+                 : Mapping::Of(fd.get(), path, size, PROT_READ | PROT_WRITE);
+  if (!mapping.ok()) unlink(path.c_str());
+  return mapping;
+}
+
+class ArenaWriter : public SnapshotWriter {
+ public:
+  ArenaWriter(Mapping mapping, SnapshotIndex index)
+      : mapping_(std::move(mapping)), index_(std::move(index)) {
+    std::memcpy(header()->magic, kWriting, sizeof(header()->magic));
+  }
+
+  const SnapshotIndex& index() const override { return index_; }
+
+  std::span<std::byte> object(int i) override {
+    return mapping_.bytes().subspan(index_.objects(i).offset(), index_.objects(i).bytes());
+  }
+
+  absl::Status Finish() override {
+    const std::string index = index_.SerializeAsString();
+    const std::span<std::byte> place = mapping_.bytes().subspan(sizeof(ArenaHeader), index.size());
+    std::memcpy(place.data(), index.data(), index.size());
+    header()->version = kVersion;
+    header()->zero = 0;
+    header()->index_bytes = index.size();
+    header()->index_hash = Xxh3Short(place);
+    // The magic goes last: whoever sees it sees all that was written before it.
+    uint64_t magic = 0;
+    std::memcpy(&magic, kComplete, sizeof(magic));
+    __atomic_store_n(reinterpret_cast<uint64_t*>(header()), magic, __ATOMIC_RELEASE);
+    return absl::OkStatus();
+  }
+
+ private:
+  ArenaHeader* header() { return reinterpret_cast<ArenaHeader*>(mapping_.bytes().data()); }
+
+  Mapping mapping_;
+  SnapshotIndex index_;
+};
+
+class ArenaReader : public SnapshotReader {
+ public:
+  ArenaReader(Mapping mapping, SnapshotIndex index)
+      : mapping_(std::move(mapping)), index_(std::move(index)) {}
+
+  const SnapshotIndex& index() const override { return index_; }
+
+  std::span<const std::byte> object(int i) const override {
+    return mapping_.bytes().subspan(index_.objects(i).offset(), index_.objects(i).bytes());
+  }
+
+ private:
+  Mapping mapping_;
+  SnapshotIndex index_;
+};
+
+// Objects must lie one after another, as the writer lays them out.
+absl::Status CheckIndex(const SnapshotIndex& index, uint64_t index_bytes, uint64_t file_bytes) {
+  uint64_t free = sizeof(ArenaHeader) + index_bytes;
+  for (const ArenaObject& object : index.objects()) {
+    const std::optional<uint64_t> bytes =
+        CheckedBytes(object.element(), AsShape(object.box().length()));
+    if (!ValidateBox(object.box(), AsShape(object.shape())).ok() || bytes != object.bytes() ||
+        object.offset() % kAlignment != 0 || object.offset() < free ||
+        object.offset() > file_bytes || object.bytes() > file_bytes - object.offset()) {
+      return absl::DataLossError(
+          absl::StrCat("object ", ObjectLabel(object.kind(), object.name()), " ",
+                       DescribeBox(object.box()), " does not fit its place in the file"));
+    }
+    free = object.offset() + object.bytes();
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<SnapshotIndex> ReadIndex(std::span<const std::byte> file) {
+  if (file.size() < sizeof(ArenaHeader)) return absl::DataLossError("it is too short");
+  ArenaHeader header;
+  std::memcpy(&header, file.data(), sizeof(header));
+  if (std::memcmp(header.magic, kComplete, sizeof(header.magic)) != 0) {
+    return absl::DataLossError(std::memcmp(header.magic, kWriting, sizeof(header.magic)) == 0
+                                   ? "it was not finished"
+                                   : "it is no snapshot");
+  }
+  if (header.version != kVersion || header.zero != 0) {
+    return absl::DataLossError(absl::StrCat("version ", header.version, " is not read here"));
+  }
+  if (header.index_bytes > kMaxIndexBytes ||
+      header.index_bytes > file.size() - sizeof(ArenaHeader)) {
+    return absl::DataLossError(absl::StrCat("an index of ", header.index_bytes,
+                                            " bytes does not fit a file of ", file.size()));
+  }
+  const std::span<const std::byte> bytes = file.subspan(sizeof(ArenaHeader), header.index_bytes);
+  SnapshotIndex index;
+  if (Xxh3Short(bytes) != header.index_hash ||
+      !index.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
+    return absl::DataLossError("its index is damaged");
+  }
+  if (absl::Status valid = CheckIndex(index, header.index_bytes, file.size()); !valid.ok()) {
+    return valid;
+  }
+  return index;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<SnapshotWriter>> SnapshotWriter::Create(const std::string& path,
+                                                                       SnapshotIndex index) {
+  absl::StatusOr<uint64_t> size = LayOut(&index);
+  if (!size.ok()) return size.status();
+  absl::StatusOr<Mapping> mapping = MapForWriting(path, *size);
+  if (!mapping.ok()) return mapping.status();
+  return std::make_unique<ArenaWriter>(*std::move(mapping), std::move(index));
+}
+
+absl::StatusOr<std::unique_ptr<SnapshotReader>> SnapshotReader::Open(const std::string& path) {
+  Descriptor fd(open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
+  if (fd.get() < 0) return SystemError("open snapshot", path, errno);
+  struct stat info {};
+  if (fstat(fd.get(), &info) != 0) return SystemError("stat", path, errno);
+  if (!S_ISREG(info.st_mode) || info.st_size < static_cast<off_t>(sizeof(ArenaHeader))) {
+    return absl::DataLossError(absl::StrCat("snapshot ", path, ": it is too short or no file"));
+  }
+  absl::StatusOr<Mapping> mapping =
+      Mapping::Of(fd.get(), path, static_cast<uint64_t>(info.st_size), PROT_READ);
+  if (!mapping.ok()) return mapping.status();
+  absl::StatusOr<SnapshotIndex> index = ReadIndex(mapping->bytes());
+  if (!index.ok()) {
+    return absl::Status(index.status().code(),
+                        absl::StrCat("snapshot ", path, ": ", index.status().message()));
+  }
+  return std::make_unique<ArenaReader>(*std::move(mapping), *std::move(index));
+}
+
+}  // namespace moesaic
