@@ -1,0 +1,54 @@
+// Small corpora on disk, for the tests of trainer/data.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <vector>
+
+#include "trainer/data/indexed_tokens.h"
+
+namespace moesaic {
+
+// A folder that lives as long as the object.
+class ScratchFolder {
+ public:
+  ScratchFolder() {
+    std::string pattern = (std::filesystem::temp_directory_path() / "moesaic-data-XXXXXX").string();
+    path_ = ::mkdtemp(pattern.data());
+  }
+  ~ScratchFolder() { std::filesystem::remove_all(path_); }
+  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
+
+ private:
+  std::string path_;
+};
+
+inline std::string FileBytes(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return std::string(std::istreambuf_iterator<char>(file), {});
+}
+
+inline void WriteBytes(const std::string& path, const std::string& bytes) {
+  std::ofstream(path, std::ios::binary) << bytes;
+}
+
+// One sequence a document.
+inline void WriteCorpus(const std::string& prefix, TokenType type,
+                        const std::vector<std::vector<int32_t>>& documents) {
+  auto writer = IndexedTokenWriter::Create(prefix, type);
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  for (const auto& document : documents) {
+    ASSERT_TRUE((*writer)->Append(document).ok());
+    (*writer)->EndSequence();
+    (*writer)->EndDocument();
+  }
+  ASSERT_TRUE((*writer)->Finish().ok());
+}
+
+}  // namespace moesaic
