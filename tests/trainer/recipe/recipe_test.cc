@@ -1,0 +1,65 @@
+#include "trainer/recipe/recipe.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "proto/job_spec.h"
+
+namespace moesaic {
+namespace {
+
+using ::testing::HasSubstr;
+
+TEST(Recipe, ThePresetFillsWhatIsNotGiven) {
+  JobSpec spec;
+  spec.mutable_recipe()->mutable_router()->mutable_weight()->set_renormalize(false);
+  spec.mutable_recipe()->mutable_router()->set_score(SIGMOID);
+  ASSERT_TRUE(ApplyPreset(&spec).ok());
+  EXPECT_EQ(spec.recipe().preset(), "top_k");
+  const RouterSpec& router = spec.recipe().router();
+  EXPECT_EQ(router.score(), SIGMOID);
+  EXPECT_FALSE(router.weight().renormalize());
+  EXPECT_EQ(router.weight().scale(), 1);
+  EXPECT_EQ(router.balance().coefficient(), 0.01);
+  EXPECT_FALSE(router.select().has_capacity_factor());
+}
+
+TEST(Recipe, ApplyingAPresetTwiceChangesNothing) {
+  JobSpec once;
+  ASSERT_TRUE(ApplyPreset(&once).ok());
+  JobSpec twice = once;
+  ASSERT_TRUE(ApplyPreset(&twice).ok());
+  EXPECT_EQ(once.SerializeAsString(), twice.SerializeAsString());
+}
+
+// The general defaults are those of top_k, so a job that only had defaults applied is the same job.
+TEST(Recipe, TopKIsTheDefault) {
+  JobSpec preset_first, defaults_only;
+  ASSERT_TRUE(ApplyPreset(&preset_first).ok());
+  ApplyDefaults(&preset_first);
+  ApplyDefaults(&defaults_only);
+  EXPECT_EQ(preset_first.recipe().SerializeAsString(), defaults_only.recipe().SerializeAsString());
+}
+
+TEST(Recipe, AnUnknownPresetIsRefusedByName) {
+  JobSpec spec;
+  spec.mutable_recipe()->set_preset("top_q");
+  const absl::Status status = ApplyPreset(&spec);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("top_q"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("top_k"));
+}
+
+TEST(Recipe, TheStepAloneGivesTheRecipe) {
+  JobSpec spec;
+  spec.mutable_recipe()->mutable_router()->mutable_balance()->set_coefficient(0.5);
+  ASSERT_TRUE(ApplyPreset(&spec).ok());
+  ApplyDefaults(&spec);
+  for (uint64_t step : {0, 1, 100000}) {
+    EXPECT_EQ(RecipeAt(spec, step).phase, 0);
+    EXPECT_EQ(RecipeAt(spec, step).router.balance().coefficient(), 0.5);
+  }
+}
+
+}  // namespace
+}  // namespace moesaic

@@ -1,0 +1,30 @@
+// Routing: what a router decided for the tokens of one logical micro-batch.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+namespace moesaic {
+
+// n tokens, E experts, at most K experts a token. Everything is fp32 or int64 on the CPU.
+struct Routing {
+  // Triples (token, expert, weight): slot k of token t goes to expert[t, k] with weight[t, k]. -1:
+  // the token uses fewer experts (fan-out may vary), or the pair was dropped; its weight is ignored.
+  at::Tensor expert;  // int64 [n, K]
+  at::Tensor weight;  // fp32 [n, K]
+
+  at::Tensor logits;    // fp32 [n, E]
+  at::Tensor scores;    // fp32 [n, E]
+  at::Tensor selected;  // int64 [n, K]: `expert` before any drop
+
+  std::vector<int64_t> counts;  // by expert: chosen pairs, before any drop
+  int64_t dropped = 0;          // pairs beyond capacity
+  double aux_loss = 0;          // balance and z-loss, unscaled; 0 for no tokens
+
+  // Opaque state of each token that travels to the next MoE layer; undefined where there is none.
+  at::Tensor state;
+};
+
+}  // namespace moesaic

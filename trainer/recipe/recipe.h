@@ -1,0 +1,31 @@
+// Recipes: named presets of the orthogonal parts of `recipe` in the job file, and what a recipe is
+// at a given step. Pure: functions of the job and the step number alone.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "proto/job.pb.h"
+
+namespace moesaic {
+
+// The presets that recipe.preset may name, in the order of the table.
+std::vector<std::string> RecipePresets();
+
+// Fills every unset field of recipe.router with the value of the preset that recipe.preset names
+// (unset: "top_k"); a field that is given stays. Call it before ApplyDefaults, which would fill the
+// same fields with general defaults. Idempotent. InvalidArgument when there is no such preset.
+absl::Status ApplyPreset(JobSpec* spec);
+
+// What a recipe is at one step. Two steps with equal values may share one model.
+struct RecipePoint {
+  int phase = 0;      // counts from 0; the parameters change only where it does
+  RouterSpec router;  // resolved
+};
+
+// `spec` must have passed ApplyPreset and ApplyDefaults.
+RecipePoint RecipeAt(const JobSpec& spec, uint64_t step);
+
+}  // namespace moesaic

@@ -1,0 +1,16 @@
+#include "trainer/recipe/top_k.h"
+
+namespace moesaic {
+
+RouterSpec TopKRouter() {
+  RouterSpec router;
+  router.set_score(SOFTMAX);
+  router.mutable_select();
+  router.mutable_weight()->set_renormalize(true);
+  router.mutable_weight()->set_scale(1);
+  router.mutable_balance()->set_coefficient(0.01);
+  router.mutable_balance()->set_z_loss(0);
+  return router;
+}
+
+}  // namespace moesaic
