@@ -5,8 +5,8 @@
 // says so. Calls block until the caller's buffers may be reused.
 //
 // Errors: a transport error or a missed deadline never returns. Over MPI the process writes what it
-// waited for and exits (86 for a deadline); the in-process kind throws CommunicatorError out of every rank
-// of the group, so that tests end.
+// waited for and exits (86 for a deadline); the in-process kind throws CommunicatorError out of
+// every rank of the group, so that tests end.
 //
 // Thread rule: one thread at a time a communicator. To communicate from another thread, give it a
 // communicator of its own (Duplicate): that is a **lane** (parallel/comm/lane.h).
@@ -65,24 +65,26 @@ class Communicator {
   virtual int size() const = 0;
   virtual const std::string& name() const = 0;  // for diagnosis: "data", "expert.0", ...
 
-  // In place, over `count` elements. Sums are in an order fixed by (group size, count): the same
-  // layout gives the same bits run to run. kBFloat16 is summed in fp32 and rounded once.
+  // In place, over `count` elements; all types but kByte. Each element is summed in the order of
+  // the ranks, whatever the count and the kind: the same layout gives the same bits run to run, and
+  // every rank gets the same bits. kBFloat16 is summed in fp32 and rounded once.
   virtual void AllReduceSum(void* data, int64_t count, ElementType type) = 0;
-  // kFloat64 and kInt64 only.
+  // kFloat64 and kInt64 only. A NaN wins.
   virtual void AllReduceMax(void* data, int64_t count, ElementType type) = 0;
 
-  // out: size() * bytes, by rank.
+  // out: size() * bytes, by rank. `in` may be this rank's part of `out`.
   virtual void AllGather(const void* in, int64_t bytes, void* out) = 0;
   // out[r] receives what rank r sends; out[r].bytes must equal rank r's in.bytes.
   virtual void AllGatherV(ConstBytes in, std::span<const MutableBytes> out) = 0;
 
-  // send[r] and receive[r]: the pieces for and from rank r, in order. The pieces of send[r] here and
-  // of receive[here] at r have equal total bytes (their cuts may differ). Pieces to this rank itself are
-  // copied. Nothing is padded.
+  // send[r] and receive[r]: the pieces for and from rank r, in order. The pieces of send[r] here
+  // and of receive[here] at r have equal total bytes (their cuts may differ). Pieces to this rank
+  // itself are copied. Nothing is padded.
   virtual void AllToAllV(std::span<const std::span<const ConstBytes>> send,
                          std::span<const std::span<const MutableBytes>> receive) = 0;
 
   virtual void Broadcast(void* data, int64_t bytes, int root) = 0;
+  // To and from another rank. A send may wait for its receive; those of one pair match in order.
   virtual void Send(const void* data, int64_t bytes, int to) = 0;
   virtual void Receive(void* data, int64_t bytes, int from) = 0;
   virtual void Barrier() = 0;

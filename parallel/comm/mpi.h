@@ -1,4 +1,5 @@
-// The communicator over MPI (Open MPI 4.1, MPI_THREAD_MULTIPLE).
+// The communicator over MPI (Open MPI 4.1, MPI_THREAD_MULTIPLE). Blocking calls poll: where ranks
+// outnumber cores, start them with `--mca mpi_yield_when_idle 1`.
 #pragma once
 
 #include <memory>
@@ -19,6 +20,7 @@ class MpiRuntime {
 
   int rank() const;
   int size() const;
+  // Collective over all ranks of the job; a communicator of its own at each call.
   std::unique_ptr<Communicator> World();
 
  private:
