@@ -1,0 +1,96 @@
+// The loops over rows behind kernels.h and optimizer_kernels.h, on raw pointers, compiled once for
+// each CPU level (row_kernels_*.cc) and chosen at run time. Rows are contiguous; sizes are trusted:
+// the callers check them. Thread-safe; a call works on the rows it is given, on one thread.
+#pragma once
+
+#include <stdint.h>
+
+#include "trainer/model/kernels/bf16.h"
+
+namespace moesaic {
+
+struct AdamWCoefficients {
+  float lr = 0;
+  float beta1 = 0;
+  float beta2 = 0;
+  float epsilon = 0;
+  float weight_decay = 0;
+  float bias_correction1 = 1;  // 1 - beta1^t
+  float bias_correction2 = 1;  // 1 - beta2^t
+  float gradient_scale = 1;    // multiplies the gradient first (clipping)
+};
+
+// T: float or Bf16.
+template <class T>
+struct RowKernels {
+  void (*rms_norm)(const T* x, const float* w, float epsilon, T* y, float* inverse_rms,
+                   int64_t rows, int64_t width);
+  // residual may be null.
+  void (*rms_norm_backward_input)(const T* dy, const T* x, const float* w, const float* inverse_rms,
+                                  const T* residual, T* dx, int64_t rows, int64_t width);
+  // dw[c] += over all rows, for the `columns` columns that the pointers start at.
+  void (*rms_norm_backward_weight)(const T* dy, const T* x, const float* inverse_rms, float* dw,
+                                   int64_t rows, int64_t width, int64_t columns);
+  // Rotates `heads` adjacent heads of one token by the angles of its position; sign -1: back.
+  void (*rotate_heads)(T* head, int64_t heads, int64_t head_width, const float* cos,
+                       const float* sin, float sign);
+  void (*swiglu)(const T* gate_up, T* activation, int64_t rows, int64_t width);
+  void (*swiglu_backward)(const T* dactivation, const T* gate_up, T* dgate_up, int64_t rows,
+                          int64_t width);
+  // weights and add may be null; position and weights have `fan` entries a token.
+  void (*combine)(const T* rows, const int64_t* position, const float* weights, const T* add, T* out,
+                  int64_t tokens, int64_t fan, int64_t width);
+  // dweights may be null when weights is.
+  void (*combine_backward)(const T* dout, const T* rows, const int64_t* position,
+                           const float* weights, T* drows, float* dweights, int64_t tokens,
+                           int64_t fan, int64_t width);
+  // into[c] += row[c].
+  void (*add_row)(const T* row, float* into, int64_t columns);
+  float (*dot)(const T* a, const T* b, int64_t n);
+  // into[c] += factor * row[c].
+  void (*add_scaled)(const T* row, float factor, float* into, int64_t n);
+  // to[c] = factor * from[c].
+  void (*scale_to)(const float* from, float factor, T* to, int64_t n);
+  // One pass over a flat span: master, m, v, and the compute weight (null: none).
+  void (*adamw)(const AdamWCoefficients& coefficients, const float* gradient, float* master, float* m,
+                float* v, T* compute, int64_t n);
+};
+
+// Those of fp32 only.
+struct FloatKernels {
+  // scores[0, n) become exp(scores * scale - their log-sum-exp), which is returned.
+  float (*softmax)(float* scores, float scale, int64_t n);
+  // log(sum(exp(logits))).
+  float (*log_sum_exp)(const float* logits, int64_t n);
+  // logits become scale * exp(logits - log_sum_exp).
+  void (*scaled_softmax)(float* logits, float log_sum_exp, float scale, int64_t n);
+  double (*sum_squares)(const float* x, int64_t n);
+  bool (*all_finite)(const float* x, int64_t n);
+};
+
+struct RowKernelTable {
+  RowKernels<float> f32;
+  RowKernels<Bf16> bf16;
+  FloatKernels floats;
+};
+
+// The table of this CPU.
+const RowKernelTable& ActiveRowKernels();
+
+template <class T>
+const RowKernels<T>& ActiveRowKernelsOf();
+template <>
+inline const RowKernels<float>& ActiveRowKernelsOf<float>() {
+  return ActiveRowKernels().f32;
+}
+template <>
+inline const RowKernels<Bf16>& ActiveRowKernelsOf<Bf16>() {
+  return ActiveRowKernels().bf16;
+}
+
+// One a file and CPU level.
+extern const RowKernelTable kRowKernelsGeneric;
+extern const RowKernelTable kRowKernelsAvx2;
+extern const RowKernelTable kRowKernelsAvx512;
+
+}  // namespace moesaic
