@@ -35,6 +35,14 @@ function(moesaic_library name)
   endif()
 endfunction()
 
+# An executable whose files use LibTorch. The precompiled header is of -fPIC, as the libraries are.
+function(moesaic_use_aten executable)
+  target_link_libraries(${executable} PRIVATE moesaic_torch)
+  set_target_properties(${executable} PROPERTIES POSITION_INDEPENDENT_CODE OFF)
+  target_compile_options(${executable} PRIVATE -fPIC)
+  target_precompile_headers(${executable} REUSE_FROM moesaic_aten_pch)
+endfunction()
+
 # moesaic_test(NAME SRCS files... DEPS targets... [ATEN] [LABELS fast|slow|fault|e2e|peers]
 #              [ENV NAME=VALUE...] [TIMEOUT seconds]): a GoogleTest program, one CTest entry.
 function(moesaic_test name)
@@ -42,8 +50,7 @@ function(moesaic_test name)
   add_executable(${name} ${arg_SRCS})
   target_link_libraries(${name} PRIVATE moesaic_options ${arg_DEPS} GTest::gmock GTest::gtest_main)
   if(arg_ATEN)
-    target_link_libraries(${name} PRIVATE moesaic_torch)
-    target_precompile_headers(${name} REUSE_FROM moesaic_aten_pch)
+    moesaic_use_aten(${name})
   endif()
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})

@@ -24,13 +24,13 @@ at::Tensor Reference(const AttentionShape& s, const at::Tensor& qkv, const at::T
   return at::matmul(p, v).transpose(1, 2).reshape({s.sequences * s.length, s.heads * s.head_width});
 }
 
-struct Run {
+struct Passes {
   at::Tensor out, lse, dqkv;
 };
 
-Run RunKernels(const AttentionShape& s, const at::Tensor& qkv, const at::Tensor& starts,
+Passes RunKernels(const AttentionShape& s, const at::Tensor& qkv, const at::Tensor& starts,
                const at::Tensor& dout) {
-  Run r{at::empty_like(dout), at::empty({s.sequences, s.heads, s.length}), at::empty_like(qkv)};
+  Passes r{at::empty_like(dout), at::empty({s.sequences, s.heads, s.length}), at::empty_like(qkv)};
   Attention(s, qkv, starts, r.out, r.lse);
   AttentionBackward(s, dout, qkv, starts, r.out, r.lse, r.dqkv);
   return r;
@@ -43,7 +43,7 @@ void ExpectMatches(const AttentionShape& s, at::ScalarType type, const at::Tenso
   const int64_t n = s.sequences * s.length;
   at::Tensor qkv = (at::randn({n, QkvWidth(s)}) * 1.5).to(type);
   at::Tensor dout = at::randn({n, s.heads * s.head_width}).to(type);
-  Run run = RunKernels(s, qkv, starts, dout);
+  Passes run = RunKernels(s, qkv, starts, dout);
   at::Tensor leaf = Leaf(qkv);
   at::Tensor want = Reference(s, leaf, starts);
   (want * dout.to(at::kDouble)).sum().backward();
@@ -96,7 +96,7 @@ TEST(Attention, HugeScoresStayFinite) {
   const AttentionShape s{1, 40, 1, 1, 8};
   at::Tensor qkv = at::randn({40, 24}) * 200;
   at::Tensor dout = at::randn({40, 8});
-  Run run = RunKernels(s, qkv, at::Tensor(), dout);
+  Passes run = RunKernels(s, qkv, at::Tensor(), dout);
   EXPECT_TRUE(run.out.isfinite().all().item<bool>());
   EXPECT_TRUE(run.dqkv.isfinite().all().item<bool>());
 }
@@ -112,7 +112,7 @@ TEST(Attention, DecodingWithACacheEqualsTheWhole) {
     for (int64_t length : {17, 1, 1, 11}) {  // a prompt, two tokens, and a few at once
       AttentionShape part = whole;
       part.length = length;
-      at::Tensor rows = qkv.view({2, 30, -1}).narrow(1, past, length).reshape({2 * length, -1});
+      at::Tensor rows = qkv.view({2, 30, -1}).narrow(1, past, length).reshape({2 * length, -1}).contiguous();
       at::Tensor out = at::empty({2 * length, 64}, type);
       AttentionWithCache(part, rows, past, k, v, out);
       ExpectClose(out.view({2, length, 64}), want.view({2, 30, 64}).narrow(1, past, length),

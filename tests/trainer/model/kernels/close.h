@@ -12,7 +12,7 @@ inline double Tolerance(at::ScalarType type) { return type == at::kFloat ? 3e-6 
 inline void ExpectClose(const at::Tensor& got, const at::Tensor& want, double tolerance) {
   ASSERT_EQ(got.sizes(), want.sizes());
   if (want.numel() == 0) return;
-  const double scale = std::max(want.abs().max().item<double>(), 1e-6);
+  const double scale = std::max(want.abs().max().item<double>(), 0.1);
   EXPECT_LE((got.to(at::kDouble) - want.to(at::kDouble)).abs().max().item<double>(),
             tolerance * scale);
 }
