@@ -1,0 +1,109 @@
+// CheckpointRoot: the folder that holds the step folders of a job, as the coordinator keeps it.
+//
+//   BeginStaging -> agents write shard files (shard_files.h) -> Commit, or Abort
+//
+// The commit point is the durable rename of the staging folder to its step folder: before it nothing
+// of the step can be seen, after it the step is complete. Staging names are never used twice, so a
+// late writer of an older attempt cannot touch a newer one.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "proto/agent.pb.h"
+#include "proto/checkpoint.pb.h"
+#include "proto/job.pb.h"
+#include "trainer/checkpoint/format/file_system.h"
+#include "trainer/checkpoint/format/verify.h"
+
+namespace moesaic {
+
+struct CommitRequest {
+  std::string staging;  // as BeginStaging returned it
+  uint64_t generation = 0;  // the current one: a staging folder of another is refused
+  uint32_t ranks = 0;
+  std::span<const ShardsPersisted> reports;  // one of each rank, in any order
+  JobSpec spec;  // resolved
+  std::string tokenizer;  // path of the file to copy; empty: none
+  std::string binary;
+  std::string layout;
+  absl::Time created;
+  std::vector<std::string> writers;
+  std::vector<std::string> trajectory_changes;
+  bool weights_only = false;
+};
+
+struct CommittedStep {
+  uint64_t step = 0;
+  std::string path;
+  uint64_t bytes = 0;
+  // The same step of the same trajectory was there already and stays; the new one is dropped.
+  bool was_there = false;
+};
+
+// Thread-compatible. One process at a time may own a root.
+class CheckpointRoot {
+ public:
+  // Makes the folder where it is missing. Agents open the staging paths below `path`, so it must be
+  // absolute when they run in other processes. `files` must outlive the root.
+  static absl::StatusOr<std::unique_ptr<CheckpointRoot>> Open(FileSystem* files,
+                                                              const std::string& path);
+
+  const std::string& path() const { return root_->path(); }
+  std::string StepPath(uint64_t step) const;
+  // Committed steps, ascending.
+  absl::StatusOr<std::vector<uint64_t>> Steps() const;
+
+  // Makes "<path>/.staging/step-<step>.g<generation>.<unique>" and returns it.
+  absl::StatusOr<std::string> BeginStaging(uint64_t step, uint64_t generation);
+
+  // FailedPrecondition: reports that are missing, failed, stale or disagree; objects that are
+  // missing or not tiled exactly once (coverage.h). DataLoss: files that are not as reported.
+  // AlreadyExists: the step is there from another trajectory (SetAsideAfter was not called at the
+  // resume). Whatever the error, nothing is committed and the caller should Abort; Unavailable alone
+  // may mean that the step is there but not known to be durable.
+  absl::StatusOr<CommittedStep> Commit(const CommitRequest& request);
+
+  // Removes a staging folder. Idempotent.
+  absl::Status Abort(const std::string& staging);
+
+  // Removes all but the newest `last` steps (at least one stays). Each is moved to .trash before
+  // anything in it is unlinked, so that a name step-N never stands for a part. Returns the steps.
+  absl::StatusOr<std::vector<uint64_t>> KeepLast(uint32_t last);
+
+  // At start: removes .trash and the staging folders of all generations but `live_generation`
+  // (0: of all).
+  absl::Status Sweep(uint64_t live_generation);
+
+  // The newest step that verifies; steps that do not are moved to .quarantine, with an error in the
+  // log. Nothing when there is none. Unavailable when a step cannot be read: that is no reason to
+  // fall back to an older one.
+  absl::StatusOr<std::optional<uint64_t>> NewestVerified(VerifyDepth depth);
+
+  // Moves a step to .quarantine; nothing is deleted.
+  absl::Status Quarantine(uint64_t step, absl::string_view reason);
+  // Quarantines every step after `step`: for a resume from an older step, whose new trajectory must
+  // not meet the abandoned one.
+  absl::Status SetAsideAfter(uint64_t step);
+
+ private:
+  CheckpointRoot(FileSystem* files, std::unique_ptr<Folder> root);
+
+  absl::Status CopyTokenizer(const std::string& path, Folder* staging, Manifest* manifest);
+  absl::StatusOr<CommittedStep> Publish(const std::string& name, const Manifest& manifest);
+  // Whether the step is there, complete, and of the same trajectory. A broken one is quarantined.
+  absl::StatusOr<bool> IsThere(const Manifest& manifest);
+  absl::Status MoveStep(uint64_t step, const std::string& folder, std::string* new_name);
+
+  FileSystem* files_;
+  std::unique_ptr<Folder> root_;
+};
+
+}  // namespace moesaic
