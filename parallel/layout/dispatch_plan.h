@@ -1,5 +1,5 @@
-// DispatchPlan: where each row of one MoE layer and one round goes, as data. Made from counts alone;
-// an exchange executes it.
+// DispatchPlan: where each row of one MoE layer and one round goes, as data. Made from counts
+// alone; an exchange executes it.
 //
 // A sender has its (token, slot) pairs sorted by expert id, and by token within an expert: its
 // "sorted rows". A holder lays received rows out by (expert, source), so that an expert's rows are
@@ -36,8 +36,8 @@ struct DispatchPlan {
   // By rank of the expert communicator: ranges of my sorted rows to send there, by expert; none is
   // empty.
   std::vector<std::vector<RowRange>> send;
-  // By rank of the expert communicator: ranges of my receive buffer that come from there, by expert.
-  // Range k of `receive[s]` here is range k of `send[me]` at s, with equal rows.
+  // By rank of the expert communicator: ranges of my receive buffer that come from there, by
+  // expert. Range k of `receive[s]` here is range k of `send[me]` at s, with equal rows.
   std::vector<std::vector<RowRange>> receive;
   // By (expert, source); experts that I hold and no rank sends to have segments of zero rows.
   std::vector<Segment> segments;
@@ -55,9 +55,10 @@ struct DispatchPlan {
 struct DispatchInputs {
   const Mesh* mesh = nullptr;
   const ExpertPlacement* placement = nullptr;
-  int rank = 0;   // mine, in the mesh
+  int rank = 0;  // mine, in the mesh
   int layer = 0;
-  // counts[s * experts + e]: sorted rows of source s (rank of the expert communicator) for expert e.
+  // counts[s * experts + e]: sorted rows of source s (rank of the expert communicator) for expert
+  // e.
   std::span<const int64_t> counts = {};
   // By rank of the expert communicator: its logical micro-batch of this round, -1: none.
   std::span<const int64_t> micro_batches = {};

@@ -1,6 +1,6 @@
-// ExpertPlacement: which ranks hold which expert. Uneven is legal (the expert degree need not divide
-// the number of experts), several holders are legal. The first holder is the **primary**: it owns
-// the expert's master weights and moments, counts in the gradient norm, steps, writes the
+// ExpertPlacement: which ranks hold which expert. Uneven is legal (the expert degree need not
+// divide the number of experts), several holders are legal. The first holder is the **primary**: it
+// owns the expert's master weights and moments, counts in the gradient norm, steps, writes the
 // checkpoint, and sends compute weights to the other holders.
 //
 // Moving, cloning, evicting and losing an expert are one change of this map, with a new epoch.
@@ -24,8 +24,8 @@ class ExpertPlacement {
   static absl::StatusOr<ExpertPlacement> Create(const Mesh& mesh, uint64_t epoch,
                                                 std::vector<std::vector<std::vector<int>>> holders);
 
-  // The default: in each expert group, expert e of E lies on coordinate floor(e * size / E), so that
-  // counts differ by at most one; primaries rotate over the groups by expert id.
+  // The default: in each expert group, expert e of E lies on coordinate floor(e * size / E), so
+  // that counts differ by at most one; primaries rotate over the groups by expert id.
   // `experts[layer]` is the number of experts of the layer, 0 for a dense one.
   static ExpertPlacement Even(const Mesh& mesh, std::span<const int> experts);
 
@@ -38,8 +38,8 @@ class ExpertPlacement {
   bool Holds(int rank, int layer, int expert) const;
   // Experts of a layer that `rank` holds, ascending.
   std::vector<int> ExpertsOf(int rank, int layer) const;
-  // The rank that computes expert `expert` for tokens of `source`: its holder in the expert group of
-  // `source` (the one of lowest coordinate, when the group has several).
+  // The rank that computes expert `expert` for tokens of `source`: its holder in the expert group
+  // of `source` (the one of lowest coordinate, when the group has several).
   int Destination(const Mesh& mesh, int source, int layer, int expert) const;
 
  private:

@@ -86,4 +86,10 @@ Mesh Mesh::Flat(int n, int expert_size) {
   return *Create(std::move(places));
 }
 
+std::vector<int> Mesh::DataOf(std::span<const int> ranks) const {
+  std::vector<int> data;
+  for (int rank : ranks) data.push_back(place(rank).data);
+  return data;
+}
+
 }  // namespace moesaic

@@ -10,9 +10,9 @@
 
 namespace moesaic {
 
-// Where one rank sits. `data` numbers the copies of the dense part. The expert layout is folded into
-// the data ranks: `expert_group` says which copy of the experts a data rank helps to hold, `expert`
-// its coordinate within that copy.
+// Where one rank sits. `data` numbers the copies of the dense part. The expert layout is folded
+// into the data ranks: `expert_group` says which copy of the experts a data rank helps to hold,
+// `expert` its coordinate within that copy.
 struct RankPlace {
   int rank = 0;
   std::string node = {};
@@ -42,7 +42,11 @@ class Mesh {
 
   // All ranks by `data` coordinate: members of the `data` communicator, in its order.
   std::span<const int> data_ranks() const { return data_ranks_; }
-  // The ranks of one copy of the experts by `expert` coordinate: members of an `expert` communicator.
+  // The data coordinates of `ranks`, in their order: what they are called in the `data`
+  // communicator.
+  std::vector<int> DataOf(std::span<const int> ranks) const;
+  // The ranks of one copy of the experts by `expert` coordinate: members of an `expert`
+  // communicator.
   std::span<const int> expert_ranks(int expert_group) const { return expert_ranks_[expert_group]; }
 
  private:

@@ -3,7 +3,8 @@
 // Leaves 0..n-1 (a leaf is (micro-batch, use), numbered micro_batch * uses + use). Node (level, i)
 // covers leaves [i << level, (i + 1) << level); its value is left child + right child, or the left
 // child alone where the right one covers no leaf. The shape depends on n only, so any division of
-// the leaves among ranks gives the same bits, as long as each node is computed from its two children.
+// the leaves among ranks gives the same bits, as long as each node is computed from its two
+// children.
 #pragma once
 
 #include <cstdint>

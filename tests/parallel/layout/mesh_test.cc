@@ -36,6 +36,8 @@ TEST(MeshTest, KeepsTheTableWhateverItsOrder) {
   EXPECT_THAT(mesh->expert_ranks(0), ::testing::ElementsAre(1, 2));
   EXPECT_THAT(mesh->expert_ranks(1), ::testing::ElementsAre(0, 3));
   EXPECT_EQ(mesh->place(2).node, "b");
+  const std::vector<int> some{3, 0};
+  EXPECT_THAT(mesh->DataOf(some), ::testing::ElementsAre(1, 3));
 }
 
 void ExpectRefused(std::vector<RankPlace> places, const std::string& message) {
