@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include <cerrno>
-#include <cstring>
+#include <filesystem>
 #include <string_view>
 #include <utility>
 
@@ -27,6 +27,19 @@ size_t CutPoint(std::string_view text, size_t limit) {
 }
 
 }  // namespace
+
+absl::StatusOr<int64_t> TotalBytes(const std::vector<std::string>& paths) {
+  int64_t bytes = 0;
+  for (const std::string& path : paths) {
+    std::error_code error;
+    const auto size = std::filesystem::file_size(path, error);
+    if (error) {
+      return absl::ErrnoToStatus(error.value(), fmt::format("[data] {}", path));
+    }
+    bytes += static_cast<int64_t>(size);
+  }
+  return bytes;
+}
 
 absl::StatusOr<DocumentSeparator> DocumentSeparator::Parse(absl::string_view spelling) {
   if (spelling == "line") return DocumentSeparator{"\n", false};
@@ -70,8 +83,7 @@ absl::StatusOr<DocumentReader> DocumentReader::Open(const std::string& path,
                                                     int64_t piece_bytes) {
   std::unique_ptr<std::FILE, CloseFile> file(std::fopen(path.c_str(), "rbe"));
   if (file == nullptr) {
-    const std::string text = fmt::format("[data] {}: cannot open: {}", path, std::strerror(errno));
-    return errno == ENOENT ? absl::NotFoundError(text) : absl::UnavailableError(text);
+    return absl::ErrnoToStatus(errno, fmt::format("[data] {}: cannot open", path));
   }
   return DocumentReader(path, std::move(separator), static_cast<size_t>(piece_bytes),
                         std::move(file));
@@ -86,8 +98,7 @@ absl::Status DocumentReader::Fill(size_t bytes) {
     buffer_.resize(held + got);
     if (got == kReadBytes) continue;
     if (std::ferror(file_.get()) != 0) {
-      return absl::UnavailableError(
-          fmt::format("[data] {}: cannot read: {}", path_, std::strerror(errno)));
+      return absl::ErrnoToStatus(errno, fmt::format("[data] {}: cannot read", path_));
     }
     ended_ = true;
   }

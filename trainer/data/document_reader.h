@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -28,17 +30,20 @@ struct TextPiece {
   bool starts_document = false;
 };
 
+// The size of all files together. NotFound when one is missing, else the system's error.
+absl::StatusOr<int64_t> TotalBytes(const std::vector<std::string>& paths);
+
 // Thread-compatible.
 class DocumentReader {
  public:
-  // Pieces have `piece_bytes` at most (> 4). NotFound when there is no such file; Unavailable when
-  // it cannot be read.
+  // Pieces have `piece_bytes` at most (> 4). NotFound when there is no such file, else the
+  // system's error.
   static absl::StatusOr<DocumentReader> Open(const std::string& path, DocumentSeparator separator,
                                              int64_t piece_bytes);
 
   // The next piece; false at the end. A document that is longer than a piece is cut after a newline
   // or else before a space, where tokens of the models trained here do not cross, or else between
-  // characters. Unavailable when the file cannot be read.
+  // characters.
   absl::StatusOr<bool> Next(TextPiece* piece);
 
   // Bytes of the file whose pieces have been returned.

@@ -70,8 +70,7 @@ absl::Status Damaged(absl::string_view prefix, const std::string& what) {
 }
 
 absl::Status WriteError(const std::string& path) {
-  return absl::UnavailableError(
-      fmt::format("[data] cannot write {}: {}", path, std::strerror(errno)));
+  return absl::ErrnoToStatus(errno, fmt::format("[data] cannot write {}", path));
 }
 
 }  // namespace

@@ -108,10 +108,11 @@ class IndexedTokens {
 
 // Writes a corpus. Tokens go to disk as they come; 8 bytes a document stay in memory. The final
 // names appear only in Finish (from PREFIX.bin.tmp and PREFIX.idx.tmp; the .idx last, so it stands
-// for both); without it the destructor removes the temporary files. Thread-compatible.
+// for both); without it the destructor removes the temporary files. What the disk refuses is
+// returned as absl::ErrnoToStatus maps it. Thread-compatible.
 class IndexedTokenWriter {
  public:
-  // Creates the parent folder when there is none. Unavailable when a file cannot be made.
+  // Creates the parent folder when there is none.
   static absl::StatusOr<std::unique_ptr<IndexedTokenWriter>> Create(absl::string_view prefix,
                                                                     TokenType type);
   IndexedTokenWriter(const IndexedTokenWriter&) = delete;
@@ -119,7 +120,7 @@ class IndexedTokenWriter {
   ~IndexedTokenWriter();
 
   // Adds tokens to the sequence that is open. InvalidArgument when one does not fit the element
-  // type; Unavailable when the disk refuses.
+  // type.
   absl::Status Append(std::span<const int32_t> tokens);
   // Ends the sequence, which may be empty.
   void EndSequence();

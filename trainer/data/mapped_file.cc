@@ -7,17 +7,13 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
 #include <utility>
 
 namespace moesaic {
 namespace {
 
 absl::Status SystemError(const std::string& path, const char* what) {
-  const int error = errno;
-  const std::string text = fmt::format("[data] {}: {}: {}", path, what, std::strerror(error));
-  return error == ENOENT || error == ENOTDIR ? absl::NotFoundError(text)
-                                             : absl::UnavailableError(text);
+  return absl::ErrnoToStatus(errno, fmt::format("[data] {}: {}", path, what));
 }
 
 }  // namespace

@@ -13,8 +13,8 @@ namespace moesaic {
 // a file that another process truncates meanwhile ends this one by SIGBUS.
 class MappedFile {
  public:
-  // NotFound when there is no such file; InvalidArgument when it is not a regular one; Unavailable
-  // for any other error of the system.
+  // NotFound when there is no such file; InvalidArgument when it is not a regular one; else the
+  // system's error, as absl::ErrnoToStatus maps it.
   static absl::StatusOr<MappedFile> Open(const std::string& path);
 
   MappedFile(MappedFile&& other) noexcept;

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -109,19 +108,6 @@ std::string WithSpaces(std::string piece) {
   return piece;
 }
 
-absl::StatusOr<int64_t> TotalBytes(const std::vector<std::string>& paths) {
-  int64_t bytes = 0;
-  for (const std::string& path : paths) {
-    std::error_code error;
-    const auto size = std::filesystem::file_size(path, error);
-    if (error) {
-      return absl::NotFoundError(fmt::format("[data] {}: {}", path, error.message()));
-    }
-    bytes += static_cast<int64_t>(size);
-  }
-  return bytes;
-}
-
 absl::Status WriteFile(const std::string& path, const std::string& bytes) {
   std::error_code ignored;  // a folder that cannot be made shows when the file is opened
   const auto parent = std::filesystem::path(path).parent_path();
@@ -131,9 +117,9 @@ absl::Status WriteFile(const std::string& path, const std::string& bytes) {
   file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
   file.close();
   if (file.fail() || std::rename(temporary.c_str(), path.c_str()) != 0) {
-    const std::string why = std::strerror(errno);
+    const int error = errno;
     ::unlink(temporary.c_str());
-    return absl::UnavailableError(fmt::format("[data] cannot write {}: {}", path, why));
+    return absl::ErrnoToStatus(error, fmt::format("[data] cannot write {}", path));
   }
   return absl::OkStatus();
 }
@@ -175,8 +161,7 @@ absl::StatusOr<TokenizerSummary> TrainTokenizer(const TokenizerTraining& trainin
 absl::StatusOr<Tokenizer> Tokenizer::Load(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) {
-    return absl::NotFoundError(
-        fmt::format("[data] tokenizer {}: cannot open: {}", path, std::strerror(errno)));
+    return absl::ErrnoToStatus(errno, fmt::format("[data] tokenizer {}: cannot open", path));
   }
   const std::string bytes(std::istreambuf_iterator<char>(file), {});
   auto model = SentencePieceModel::FromBytes(bytes);

@@ -37,8 +37,8 @@ struct TokenizerSummary {
 
 // Trains a model and writes it under a temporary name, then renames it. Equal inputs give equal
 // bytes. NotFound when an input is missing; InvalidArgument when the text cannot fill the
-// vocabulary or the vocabulary is too small for its characters; Unavailable when a file cannot be
-// read or written.
+// vocabulary or the vocabulary is too small for its characters; else the system's error, as
+// absl::ErrnoToStatus maps it.
 absl::StatusOr<TokenizerSummary> TrainTokenizer(const TokenizerTraining& training);
 
 // Immutable, so thread-safe. Movable.
