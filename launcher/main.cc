@@ -39,7 +39,8 @@ int main(int argc, char** argv) {
   moesaic::VerbContext context{.out = std::cout,
                                .err = std::cerr,
                                .environment = moesaic::ProcessEnvironment(),
-                               .program_path = ""};
+                               .program_path = "",
+                               .vocabulary_of = {}};
   if (!moesaic::SetLogLevel(context.environment)) {
     std::cerr << "moesaic: MOESAIC_LOG_LEVEL must be debug, info, warning or error\n";
     return moesaic::kExitUsage;

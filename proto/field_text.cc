@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -36,7 +37,8 @@ constexpr std::array<ByteUnit, 5> kByteUnits = {{{"TiB", uint64_t{1} << 40},
                                                  {"B", 1}}};
 
 absl::Status Expected(absl::string_view what, absl::string_view text, absl::string_view hint = "") {
-  return absl::InvalidArgumentError(absl::StrCat("expected ", what, ", got \"", text, "\"",
+  return absl::InvalidArgumentError(absl::StrCat("expected ", what, ", got \"",
+                                                 absl::Utf8SafeCHexEscape(text), "\"",
                                                  hint.empty() ? "" : "; ", hint));
 }
 
@@ -73,6 +75,27 @@ bool IsDecimal(absl::string_view text) {
     if (digits() == 0) return false;
   }
   return i == text.size();
+}
+
+bool IsUtf8(absl::string_view text) {
+  size_t i = 0;
+  while (i < text.size()) {
+    const auto lead = static_cast<unsigned char>(text[i++]);
+    if (lead < 0x80) continue;
+    const int more = lead >= 0xF0 ? 3 : lead >= 0xE0 ? 2 : 1;
+    if (lead < 0xC2 || lead > 0xF4 || text.size() - i < static_cast<size_t>(more)) return false;
+    uint32_t code = lead & (0x3F >> more);
+    for (int k = 0; k < more; ++k) {
+      const auto next = static_cast<unsigned char>(text[i++]);
+      if ((next & 0xC0) != 0x80) return false;
+      code = (code << 6) | (next & 0x3F);
+    }
+    constexpr uint32_t kSmallest[] = {0, 0x80, 0x800, 0x10000};
+    if (code < kSmallest[more] || code > 0x10FFFF || (code >= 0xD800 && code <= 0xDFFF)) {
+      return false;
+    }
+  }
+  return true;
 }
 
 absl::StatusOr<uint64_t> ParseWhole(absl::string_view text, uint64_t max) {
@@ -160,6 +183,8 @@ absl::Status SetFieldFromText(absl::string_view text, const FieldDescriptor& fie
   const Reflection& reflection = *message->GetReflection();
   switch (field.cpp_type()) {
     case FieldDescriptor::CPPTYPE_STRING:
+      // As protobuf would refuse to send anything else.
+      if (!IsUtf8(text)) return absl::InvalidArgumentError("expected text in UTF-8");
       reflection.SetString(message, &field, std::string(text));
       return absl::OkStatus();
     case FieldDescriptor::CPPTYPE_BOOL: {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
 #include <map>
 #include <memory>
 
@@ -99,7 +100,8 @@ void DeriveFields(JobSpec* spec) {
   if (spec->has_model()) {
     ModelSpec& model = *spec->mutable_model();
     if (!model.has_kv_heads() && model.has_heads()) model.set_kv_heads(model.heads());
-    if (!model.has_head_width() && model.heads() > 0 && model.hidden() % model.heads() == 0) {
+    if (!model.has_head_width() && model.has_hidden() && model.heads() > 0 &&
+        model.hidden() % model.heads() == 0) {
       model.set_head_width(model.hidden() / model.heads());
     }
   }
@@ -180,6 +182,14 @@ std::string BrokenRule(const Message& message, const FieldDescriptor& field) {
   return "";
 }
 
+// Whether `path` is one of `paths` or below one of them.
+bool IsAtOrBelow(absl::string_view path, const std::vector<std::string>& paths) {
+  return std::any_of(paths.begin(), paths.end(), [&](const std::string& above) {
+    return absl::StartsWith(path, above) &&
+           (path.size() == above.size() || path[above.size()] == '.' || path[above.size()] == '[');
+  });
+}
+
 void CheckFields(const Message& message, absl::string_view path,
                  std::vector<JobProblem>* problems) {
   const Descriptor& type = *message.GetDescriptor();
@@ -206,11 +216,13 @@ void CheckFields(const Message& message, absl::string_view path,
 
 // --- Rules that cross fields ---------------------------------------------------------------------
 
-// The rules below run only on jobs whose fields are each right by themselves, so values are present
-// and within their ranges.
+// Each rule runs only when the fields that it reads are right by themselves: present where they are
+// required, and within their ranges.
 class CrossFieldRules {
  public:
-  explicit CrossFieldRules(const JobSpec& spec) : spec_(spec) {}
+  // `unsound`: the paths of fields that have a problem.
+  CrossFieldRules(const JobSpec& spec, const std::vector<std::string>& unsound)
+      : spec_(spec), unsound_(unsound) {}
 
   std::vector<JobProblem> Run() {
     CheckAttention();
@@ -218,7 +230,8 @@ class CrossFieldRules {
     CheckVocabulary();
     CheckBatches();
     CheckSchedule();
-    CheckPlaces();
+    CheckNodes();
+    CheckRecipe();
     return std::move(problems_);
   }
 
@@ -228,8 +241,18 @@ class CrossFieldRules {
     problems_.push_back({std::move(path), absl::StrCat(parts...)});
   }
 
+  bool Sound(std::initializer_list<const char*> paths) const {
+    return std::none_of(paths.begin(), paths.end(),
+                        [&](const char* path) { return IsAtOrBelow(path, unsound_); });
+  }
+
   void CheckAttention() {
     const ModelSpec& model = spec_.model();
+    if (Sound({"model.heads", "model.kv_heads"}) && model.heads() % model.kv_heads() != 0) {
+      Report("model.kv_heads", "heads (", model.heads(), ") is not a multiple of kv_heads (",
+             model.kv_heads(), ")");
+    }
+    if (!Sound({"model.hidden", "model.heads", "model.head_width"})) return;
     if (!model.has_head_width()) {
       Report("model.heads", "hidden (", model.hidden(), ") is not a multiple of heads (",
              model.heads(), "): change one, or give head_width");
@@ -237,16 +260,16 @@ class CrossFieldRules {
       Report("model.head_width", "must be even for rotary positions, not ", model.head_width(),
              model.head_width() * model.heads() == model.hidden() ? " (hidden / heads)" : "");
     }
-    if (model.heads() % model.kv_heads() != 0) {
-      Report("model.kv_heads", "heads (", model.heads(), ") is not a multiple of kv_heads (",
-             model.kv_heads(), ")");
-    }
   }
 
   void CheckFeedForward() {
     const ModelSpec& model = spec_.model();
     if (model.has_moe()) CheckMoe();
-    if (model.has_dense_width()) return;
+    if (model.has_dense_width() ||
+        !Sound({"model.layers", "model.dense_width", "model.moe.pattern.every",
+                "model.moe.pattern.first"})) {
+      return;
+    }
     for (uint32_t layer = 0; layer < model.layers(); ++layer) {
       if (IsMoeLayer(model, static_cast<int>(layer))) continue;
       Report("model.dense_width", "is required, because layer ", layer, " has no experts");
@@ -257,35 +280,41 @@ class CrossFieldRules {
   void CheckMoe() {
     const ModelSpec& model = spec_.model();
     const MoeSpec& moe = model.moe();
+    if (Sound({"model.layers", "model.moe.pattern.first"}) &&
+        moe.pattern().first() >= model.layers()) {
+      Report("model.moe.pattern.first", "must be below layers (", model.layers(), "), not ",
+             moe.pattern().first());
+    }
+    if (!Sound({"model.moe.experts"})) return;
+    if (Sound({"parallel.expert"}) && spec_.parallel().expert() > moe.experts()) {
+      Report("parallel.expert", "must be at most model.moe.experts (", moe.experts(), "), not ",
+             spec_.parallel().expert());
+    }
+    if (!Sound({"model.moe.active"})) return;
     if (moe.active() > moe.experts()) {
       Report("model.moe.active", "must be at most experts (", moe.experts(), "), not ",
              moe.active());
     }
-    if (moe.pattern().first() >= model.layers()) {
-      Report("model.moe.pattern.first", "must be below layers (", model.layers(), "), not ",
-             moe.pattern().first());
-    }
     if (moe.active() == 1 && moe.experts() > 1 &&
+        Sound({"recipe.router.weight.renormalize"}) &&
         spec_.recipe().router().weight().renormalize()) {
       Report("model.moe.active",
              "1 with recipe.router.weight.renormalize true makes every weight 1, so the router "
              "would learn nothing from the loss: set renormalize to false");
     }
-    if (spec_.parallel().expert() > moe.experts()) {
-      Report("parallel.expert", "must be at most model.moe.experts (", moe.experts(), "), not ",
-             spec_.parallel().expert());
-    }
   }
 
   void CheckVocabulary() {
-    if (!spec_.model().has_vocabulary() && !spec_.data().has_tokenizer()) {
+    if (Sound({"model.vocabulary", "data.tokenizer"}) && !spec_.model().has_vocabulary() &&
+        !spec_.data().has_tokenizer()) {
       Report("model.vocabulary", "is required when data.tokenizer is not given");
     }
   }
 
   void CheckBatches() {
     const TrainSpec& train = spec_.train();
-    if (train.global_batch() % train.micro_batch() != 0) {
+    if (Sound({"train.global_batch", "train.micro_batch"}) &&
+        train.global_batch() % train.micro_batch() != 0) {
       Report("train.global_batch", "must be a multiple of micro_batch (", train.micro_batch(),
              "), not ", train.global_batch());
     }
@@ -294,28 +323,33 @@ class CrossFieldRules {
   void CheckSchedule() {
     const TrainSpec& train = spec_.train();
     const ScheduleSpec& schedule = train.schedule();
+    if (!Sound({"train.steps", "train.schedule.warmup_steps"})) return;
     if (schedule.warmup_steps() > train.steps()) {
       Report("train.schedule.warmup_steps", "must be at most train.steps (", train.steps(),
              "), not ", schedule.warmup_steps());
-    } else if (schedule.has_wsd() &&
+    } else if (schedule.has_wsd() && Sound({"train.schedule.wsd.decay_steps"}) &&
                schedule.wsd().decay_steps() > train.steps() - schedule.warmup_steps()) {
       Report("train.schedule.wsd.decay_steps", "must be at most train.steps - warmup_steps (",
              train.steps() - schedule.warmup_steps(), "), not ", schedule.wsd().decay_steps());
     }
   }
 
-  void CheckPlaces() {
+  void CheckNodes() {
     const NodeRange& nodes = spec_.elastic().nodes();
-    if (nodes.min() > nodes.max()) {
+    if (Sound({"elastic.nodes.min", "elastic.nodes.max"}) && nodes.min() > nodes.max()) {
       Report("elastic.nodes.min", "must be at most max (", nodes.max(), "), not ", nodes.min());
     }
-    if (spec_.recipe().preset() != "top_k") {
+  }
+
+  void CheckRecipe() {
+    if (Sound({"recipe.preset"}) && spec_.recipe().preset() != "top_k") {
       Report("recipe.preset", "there is no recipe \"", spec_.recipe().preset(),
              "\"; there is: top_k");
     }
   }
 
   const JobSpec& spec_;
+  const std::vector<std::string>& unsound_;
   std::vector<JobProblem> problems_;
 };
 
@@ -369,10 +403,15 @@ void ApplyDefaults(JobSpec* spec) {
   DeriveFields(spec);
 }
 
-std::vector<JobProblem> ValidateJob(const JobSpec& spec) {
+std::vector<JobProblem> ValidateJob(const JobSpec& spec, const std::vector<std::string>& known) {
   std::vector<JobProblem> problems;
   CheckFields(spec, "", &problems);
-  if (problems.empty()) problems = CrossFieldRules(spec).Run();
+  std::erase_if(problems, [&](const JobProblem& p) { return IsAtOrBelow(p.path, known); });
+  std::vector<std::string> unsound = known;
+  for (const JobProblem& problem : problems) unsound.push_back(problem.path);
+  for (JobProblem& problem : CrossFieldRules(spec, unsound).Run()) {
+    problems.push_back(std::move(problem));
+  }
   return problems;
 }
 

@@ -28,8 +28,10 @@ void ApplyDefaults(JobSpec* spec);
 // All problems of a spec: missing required fields, ranges, not-a-number, names, and the rules that
 // cross fields (global_batch % micro_batch, active <= experts, heads % kv_heads, even head_width,
 // dense_width where a layer is dense, renormalize with active 1, ...). Empty: valid. Call after
-// ApplyDefaults.
-std::vector<JobProblem> ValidateJob(const JobSpec& spec);
+// ApplyDefaults. `known` are the paths of problems already reported: nothing is said about them or
+// what is below them, and no rule that reads them runs.
+std::vector<JobProblem> ValidateJob(const JobSpec& spec,
+                                    const std::vector<std::string>& known = {});
 
 // 128-bit hashes of the canonical serialisation of the fields of one resume class.
 using JobHash = std::array<uint8_t, 16>;

@@ -28,6 +28,8 @@ struct VerbContext {
   std::map<std::string, std::string> environment;
   // Path of the running program, from which moesaic-worker and the like are found.
   std::string program_path;
+  // Number of tokens of a tokenizer file; empty: model.vocabulary is not resolved.
+  std::function<absl::StatusOr<uint32_t>(const std::string& tokenizer)> vocabulary_of;
   int exit_code = kExitOk;
 };
 

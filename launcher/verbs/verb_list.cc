@@ -2,6 +2,10 @@
 
 #include <algorithm>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "launcher/config/spelling.h"
+#include "launcher/verbs/config.h"
 #include "launcher/verbs/version.h"
 
 namespace moesaic {
@@ -11,8 +15,22 @@ using RegisterVerb = void (*)(CLI::App& program, VerbContext& context);
 
 // In the order of --help: one line a verb.
 constexpr RegisterVerb kVerbs[] = {
+    RegisterConfig,
     RegisterVersion,
 };
+
+// Empty when `arguments` starts with a verb or a flag.
+std::string UnknownVerbMessage(const CLI::App& program, const std::vector<std::string>& arguments) {
+  if (arguments.empty() || arguments[0].empty() || arguments[0][0] == '-') return "";
+  std::vector<std::string> verbs;
+  for (const CLI::App* verb : program.get_subcommands({})) verbs.push_back(verb->get_name());
+  if (std::find(verbs.begin(), verbs.end(), arguments[0]) != verbs.end()) return "";
+  const std::string nearest = Nearest(arguments[0], verbs);
+  return absl::StrCat("moesaic: there is no verb \"", arguments[0], "\"",
+                      nearest.empty() ? absl::StrCat("; there are ", absl::StrJoin(verbs, ", "))
+                                      : absl::StrCat("; did you mean ", nearest, "?"),
+                      "\n");
+}
 
 }  // namespace
 
@@ -22,6 +40,11 @@ int RunProgram(std::vector<std::string> arguments, VerbContext& context) {
   program.require_subcommand(1);
   program.footer("'moesaic VERB --help' explains a verb and gives examples.");
   for (RegisterVerb register_verb : kVerbs) register_verb(program, context);
+  const std::string unknown_verb = UnknownVerbMessage(program, arguments);
+  if (!unknown_verb.empty()) {
+    context.err << unknown_verb;
+    return kExitUsage;
+  }
   try {
     // CLI11 takes the arguments from the back.
     std::reverse(arguments.begin(), arguments.end());

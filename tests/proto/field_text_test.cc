@@ -76,6 +76,17 @@ TEST(SetFieldFromText, Enums) {
   ExpectEach<LaunchSpec>("backend", {{"ssh", "expected mpirun, got \"ssh\""}});
 }
 
+TEST(SetFieldFromText, TextIsUtf8) {
+  constexpr char kRefused[] = "expected text in UTF-8";
+  ExpectEach<DataSpec>("tokenizer", {{"a b", ""},
+                                     {"\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80", ""},
+                                     {"\xFF", kRefused},
+                                     {"\xC3", kRefused},
+                                     {"\xC0\xAF", kRefused},
+                                     {"\xED\xA0\x80", kRefused},
+                                     {"\xF4\x90\x80\x80", kRefused}});
+}
+
 TEST(SetFieldFromText, Durations) {
   ExpectEach<HealthSpec>(
       "lease_ttl",

@@ -132,7 +132,8 @@ TEST(ValidateJob, NamesEveryMissingField) {
                   "model.hidden: is required", "model.heads: is required",
                   "model.sequence: is required", "model.moe.experts: is required",
                   "model.moe.active: is required", "model.moe.expert_width: is required",
-                  "data.train: is required: list at least one"));
+                  "data.train: is required: list at least one",
+                  "model.vocabulary: is required when data.tokenizer is not given"));
 }
 
 struct Refusal {
@@ -218,6 +219,21 @@ TEST(ValidateJob, AsksForATokenizerOrAVocabulary) {
               ElementsAre("model.vocabulary: is required when data.tokenizer is not given"));
   spec.mutable_data()->set_tokenizer("bpe.model");
   EXPECT_THAT(Problems(spec), IsEmpty());
+}
+
+TEST(ValidateJob, ReportsIndependentProblemsTogether) {
+  EXPECT_THAT(Problems(SmallJob("model { layers: 0 moe { active: 9 } } train { micro_batch: 5 }")),
+              UnorderedElementsAre("model.layers: must be at least 1, not 0",
+                                   "model.moe.active: must be at most experts (8), not 9",
+                                   "train.global_batch: must be a multiple of micro_batch (5), "
+                                   "not 16"));
+}
+
+TEST(ValidateJob, SaysNothingMoreAboutKnownProblems) {
+  JobSpec spec = SmallJob("model { kv_heads: 3 }");
+  spec.mutable_train()->clear_steps();
+  spec.clear_data();
+  EXPECT_THAT(ValidateJob(spec, {"model.kv_heads", "train.steps", "data"}), IsEmpty());
 }
 
 TEST(ValidateJob, AcceptsOneActiveExpertWithRawWeights) {

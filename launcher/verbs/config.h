@@ -1,0 +1,10 @@
+// moesaic config check | show
+#pragma once
+
+#include "launcher/verbs/verb.h"
+
+namespace moesaic {
+
+void RegisterConfig(CLI::App& program, VerbContext& context);
+
+}  // namespace moesaic
