@@ -1,9 +1,8 @@
 #include "parallel/expert/grouped_linear.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
-
-#include "parallel/expert/cpu_level.h"
 
 namespace moesaic {
 namespace {
@@ -104,6 +103,58 @@ TEST(GroupedLinear, RowsOfNoGroupAreLeftAlone) {
   EXPECT_FALSE(at::equal(y.narrow(0, 4, 2), at::full({2, 4}, 3.0f)));
 }
 
+// Reproducible mode rests on it: alone, or among others, elsewhere in the batch, the bits are equal.
+TEST(GroupedLinear, BitsOfAGroupDependOnItsOperandsOnly) {
+  for (const Case& c : Cases()) {
+    Problem p = MakeProblem(c);
+    at::Tensor y = at::zeros({p.x.size(0), c.out}).to(c.type);
+    at::Tensor dx = at::zeros({p.x.size(0), c.in}).to(c.type);
+    std::vector<WeightGradient> gradients;
+    for (const LinearGroup& g : p.groups) {
+      gradients.push_back({g.begin, g.rows, at::zeros({c.out, c.in}), false});
+    }
+    GroupedLinear(p.x, p.groups, y);
+    GroupedLinearBackwardInput(p.dy, p.groups, dx);
+    GroupedLinearBackwardWeight(p.dy, p.x, gradients);
+    for (size_t i = 0; i < p.groups.size(); ++i) {
+      const LinearGroup& g = p.groups[i];
+      // Copies lie elsewhere in memory, after an odd row.
+      auto copy = [&](const at::Tensor& t) {
+        return at::cat({at::zeros({1, t.size(1)}, t.options()), t.narrow(0, g.begin, g.rows)});
+      };
+      std::vector<LinearGroup> one = {{1, g.rows, g.weight.clone()}};
+      at::Tensor y1 = at::zeros({g.rows + 1, c.out}).to(c.type);
+      at::Tensor dx1 = at::zeros({g.rows + 1, c.in}).to(c.type);
+      std::vector<WeightGradient> one_gradient = {{1, g.rows, at::zeros({c.out, c.in}), false}};
+      GroupedLinear(copy(p.x), one, y1);
+      GroupedLinearBackwardInput(copy(p.dy), one, dx1);
+      GroupedLinearBackwardWeight(copy(p.dy), copy(p.x), one_gradient);
+      EXPECT_TRUE(at::equal(y1.narrow(0, 1, g.rows), y.narrow(0, g.begin, g.rows)));
+      EXPECT_TRUE(at::equal(dx1.narrow(0, 1, g.rows), dx.narrow(0, g.begin, g.rows)));
+      EXPECT_TRUE(at::equal(one_gradient[0].gradient, gradients[i].gradient));
+    }
+  }
+}
+
+TEST(GroupedLinear, BitsDoNotDependOnTheNumberOfThreads) {
+  const int before = at::get_num_threads();
+  for (const Case& c : Cases()) {
+    Problem p = MakeProblem(c);
+    at::Tensor y[2], gradient[2];
+    for (int i = 0; i < 2; ++i) {
+      at::set_num_threads(i == 0 ? 1 : 3);
+      y[i] = at::zeros({p.x.size(0), c.out}).to(c.type);
+      gradient[i] = at::ones({c.out, c.in});
+      GroupedLinear(p.x, p.groups, y[i]);
+      std::vector<WeightGradient> all = {{0, p.x.size(0), gradient[i], true}};
+      GroupedLinearBackwardWeight(p.dy, p.x, all);
+    }
+    EXPECT_TRUE(at::equal(y[0], y[1]));
+    EXPECT_TRUE(at::equal(gradient[0], gradient[1]));
+  }
+  at::set_num_threads(before);
+}
+
 TEST(GroupedLinear, WrongWidthIsRefused) {
   at::Tensor x = at::randn({2, 8}), y = at::zeros({2, 4});
   std::vector<LinearGroup> groups = {{0, 2, at::randn({4, 7})}};
@@ -111,8 +162,6 @@ TEST(GroupedLinear, WrongWidthIsRefused) {
   groups = {{1, 2, at::randn({4, 8})}};
   EXPECT_THROW(GroupedLinear(x, groups, y), c10::Error);
 }
-
-TEST(CpuLevel, IsNamed) { EXPECT_STRNE(CpuLevelName(DetectCpuLevel()), "?"); }
 
 }  // namespace
 }  // namespace moesaic

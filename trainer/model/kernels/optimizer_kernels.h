@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include "trainer/model/kernels/bf16.h"
+#include "parallel/simd/bf16.h"
 #include "trainer/model/kernels/row_kernels.h"
 
 namespace moesaic {

@@ -1,6 +1,6 @@
 #include "trainer/model/kernels/row_kernels.h"
 
-#include "parallel/expert/cpu_level.h"
+#include "parallel/simd/cpu_level.h"
 
 namespace moesaic {
 

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#include "trainer/model/kernels/bf16.h"
+#include "parallel/simd/bf16.h"
 
 namespace moesaic {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "trainer/model/kernels/row_kernels.h"
-#include "trainer/model/kernels/simd.h"
+#include "parallel/simd/simd.h"
 
 namespace moesaic {
 namespace {

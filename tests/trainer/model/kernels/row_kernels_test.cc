@@ -1,7 +1,7 @@
 // The levels of CPU agree, and a tail does what a whole vector does.
 #include "trainer/model/kernels/row_kernels.h"
 
-#include "parallel/expert/cpu_level.h"
+#include "parallel/simd/cpu_level.h"
 #include "tests/trainer/model/kernels/close.h"
 
 namespace moesaic {

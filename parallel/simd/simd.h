@@ -14,7 +14,7 @@
 #include <immintrin.h>
 #endif
 
-#include "trainer/model/kernels/bf16.h"
+#include "parallel/simd/bf16.h"
 
 namespace moesaic {
 namespace {

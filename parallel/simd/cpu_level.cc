@@ -1,4 +1,4 @@
-#include "parallel/expert/cpu_level.h"
+#include "parallel/simd/cpu_level.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>

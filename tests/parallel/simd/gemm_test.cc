@@ -1,0 +1,148 @@
+#include "parallel/simd/gemm.h"
+
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "parallel/simd/cpu_level.h"
+#include "parallel/simd/gemm_kernels.h"
+
+namespace moesaic {
+namespace {
+
+float Widen(float x) { return x; }
+float Widen(Bf16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float f;
+  std::memcpy(&f, &bits, sizeof(f));
+  return f;
+}
+
+// Small integers over 8: exact in bf16.
+template <class T>
+std::vector<T> Random(int64_t n, std::mt19937& random) {
+  std::uniform_int_distribution<int> values(-64, 64);
+  std::vector<T> result(n);
+  for (T& x : result) {
+    const float f = values(random) / 8.0f;
+    if constexpr (sizeof(T) == 4) {
+      x = f;
+    } else {
+      uint32_t bits;
+      std::memcpy(&bits, &f, sizeof(bits));
+      x.bits = static_cast<uint16_t>(bits >> 16);
+    }
+  }
+  return result;
+}
+
+struct Level {
+  CpuLevel needs;
+  const GemmKernelTable* table;
+};
+
+std::vector<Level> Levels() {
+  std::vector<Level> levels;
+  for (Level level : {Level{CpuLevel::kGeneric, &kGemmKernelsGeneric},
+                      Level{CpuLevel::kAvx2, &kGemmKernelsAvx2},
+                      Level{CpuLevel::kAvx512, &kGemmKernelsAvx512},
+                      Level{CpuLevel::kAvx512Bf16, &kGemmKernelsAvx512Bf16}}) {
+    if (DetectCpuLevel() >= level.needs) levels.push_back(level);
+  }
+  return levels;
+}
+
+template <class T>
+const GemmKernels<T>& KernelsOf(const GemmKernelTable& table) {
+  if constexpr (sizeof(T) == 4) {
+    return table.f32;
+  } else {
+    return table.bf16;
+  }
+}
+
+char* Aligned(std::vector<char>& memory, int64_t bytes) {
+  memory.resize(bytes + 64);
+  const auto at = reinterpret_cast<uintptr_t>(memory.data());
+  return memory.data() + (64 - at % 64) % 64;
+}
+
+// Sums of these products are exact in fp32, so every level must give the very value.
+template <class T>
+void ExpectExact(const GemmKernelTable& table, const GemmShape& s, bool a_transposed,
+                 bool b_transposed) {
+  SCOPED_TRACE(testing::Message() << s.m << "x" << s.n << "x" << s.k << " " << a_transposed
+                                  << b_transposed << " bytes " << sizeof(T));
+  std::mt19937 random(1);
+  const std::vector<T> a = Random<T>(s.m * s.k, random), b = Random<T>(s.k * s.n, random);
+  const MatrixRef<T> ra = a_transposed ? MatrixRef<T>{a.data(), 1, s.m} : MatrixRef<T>{a.data(), s.k, 1};
+  const MatrixRef<T> rb = b_transposed ? MatrixRef<T>{b.data(), 1, s.k} : MatrixRef<T>{b.data(), s.n, 1};
+  const int64_t stride = s.n + 3;
+  std::vector<float> c(s.m * stride, 0.5f);
+  const GemmKernels<T>& kernels = KernelsOf<T>(table);
+  std::vector<char> memory_b, memory_a;
+  char* packed = Aligned(memory_b, kernels.packed_bytes(s.k, s.n));
+  kernels.pack_b(s.k, s.n, rb, packed);
+  kernels.multiply(s, ra, packed, Aligned(memory_a, kernels.scratch_bytes(s, ra)),
+                   {c.data(), stride, true});
+  for (int64_t i = 0; i < s.m; ++i) {
+    for (int64_t j = 0; j < stride; ++j) {
+      double want = 0.5;
+      for (int64_t l = 0; l < s.k && j < s.n; ++l) {
+        want += static_cast<double>(Widen(ra.data[i * ra.row_stride + l * ra.column_stride])) *
+                Widen(rb.data[l * rb.row_stride + j * rb.column_stride]);
+      }
+      ASSERT_EQ(c[i * stride + j], want) << i << "," << j;
+    }
+  }
+}
+
+TEST(Gemm, EveryLevelIsExactOnEveryLayoutAndTail) {
+  for (const Level& level : Levels()) {
+    SCOPED_TRACE(CpuLevelName(level.needs));
+    for (GemmShape s : {GemmShape{1, 1, 1}, {2, 3, 4}, {13, 17, 5}, {14, 32, 16}, {15, 33, 17},
+                        {29, 48, 31}, {30, 49, 33}, {43, 100, 64}, {5, 31, 0}, {70, 16, 75}}) {
+      for (int layout = 0; layout < 4; ++layout) {
+        ExpectExact<float>(*level.table, s, layout & 1, layout & 2);
+        ExpectExact<Bf16>(*level.table, s, layout & 1, layout & 2);
+      }
+    }
+  }
+}
+
+TEST(Gemm, NarrowResultIsTheRoundedOne) {
+  std::mt19937 random(2);
+  const GemmShape s{19, 45, 37};
+  const auto a = Random<Bf16>(s.m * s.k, random), b = Random<Bf16>(s.k * s.n, random);
+  const MatrixRef<Bf16> ra{a.data(), s.k, 1}, rb{b.data(), s.n, 1};
+  std::vector<float> wide(s.m * s.n);
+  std::vector<Bf16> narrow(s.m * s.n);
+  Gemm(s, ra, rb, GemmResult<float>{wide.data(), s.n, false});
+  Gemm(s, ra, rb, GemmResult<Bf16>{narrow.data(), s.n, false});
+  for (size_t i = 0; i < wide.size(); ++i) {
+    EXPECT_NEAR(Widen(narrow[i]), wide[i], std::abs(wide[i]) / 256);
+  }
+}
+
+TEST(Gemm, PackedPrefixGivesTheSameBits) {
+  std::mt19937 random(3);
+  const int64_t k = 50, n = 90, m = 20;
+  const auto a = Random<float>(m * k, random), b = Random<float>(k * n, random);
+  std::vector<char> memory;
+  char* packed = Aligned(memory, PackedBytes<float>(k, n));
+  PackB<float>(k, n, {b.data(), n, 1}, packed);
+  std::vector<float> whole(m * n), part(m * n);
+  GemmPacked<float, float>({m, n, k}, {a.data(), k, 1}, packed, {whole.data(), n, false});
+  GemmPacked<float, float>({m, 64, k}, {a.data(), k, 1}, packed, {part.data(), n, false});
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) EXPECT_EQ(part[i * n + j], j < 64 ? whole[i * n + j] : 0.0f);
+  }
+}
+
+TEST(CpuLevel, IsNamed) { EXPECT_STRNE(CpuLevelName(DetectCpuLevel()), "?"); }
+
+}  // namespace
+}  // namespace moesaic
