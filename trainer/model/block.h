@@ -72,6 +72,7 @@ struct PassScalars {
 struct PassOptions {
   bool training = true;       // keep what backward needs
   bool reproducible = false;  // expert products by (expert, micro-batch) segment
+  bool dropless = false;      // no capacity limit, whatever the recipe says (generation)
   at::ScalarType compute = at::kFloat;
   // Factors that make a SUM over everything the step's gradient (design: "nothing divides later"):
   double loss_scale = 1;      // of each target's loss: 1 / global target tokens of the step

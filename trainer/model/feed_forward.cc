@@ -1,0 +1,95 @@
+#include "trainer/model/feed_forward.h"
+
+#include <ATen/ATen.h>
+
+namespace moesaic {
+namespace {
+
+struct DenseSaved : SavedForBackward {
+  NormLayer::Saved norm;
+  SwiGluLayer::Saved dense;
+};
+
+struct MoeSaved : SavedForBackward {
+  NormLayer::Saved norm;
+  MoeLayer::Saved moe;
+};
+
+}  // namespace
+
+DenseBlock::DenseBlock(std::string name, NormLayer norm, SwiGluLayer dense)
+    : name_(std::move(name)), norm_(norm), dense_(dense) {}
+
+std::vector<ParameterId> DenseBlock::parameters() const {
+  std::vector<ParameterId> ids = dense_.parameters();
+  ids.insert(ids.begin(), norm_.parameter());
+  return ids;
+}
+
+Bundle DenseBlock::Forward(const Bundle& in, PassContext& context) {
+  if (in.hidden.size(0) == 0) return in;
+  auto saved = std::make_unique<DenseSaved>();
+  const at::Tensor normed = norm_.Forward(in.hidden, *context.weights, saved->norm);
+  Bundle out = in;
+  out.hidden = dense_.Forward(normed, *context.weights, saved->dense).add_(in.hidden);
+  if (context.options->training) context.saved = std::move(saved);
+  return out;
+}
+
+Bundle DenseBlock::BackwardInput(const Bundle& grad_out, PassContext& context) {
+  const at::Tensor& dout = grad_out.hidden;
+  if (dout.size(0) == 0) return grad_out;
+  auto& saved = static_cast<DenseSaved&>(*context.saved);
+  const at::Tensor dnormed = dense_.BackwardInput(dout, *context.weights, saved.dense);
+  Bundle grad_in = grad_out;
+  grad_in.hidden = norm_.BackwardInput(dnormed, dout, *context.weights, saved.norm);
+  return grad_in;
+}
+
+void DenseBlock::BackwardWeight(PassContext& context, GradientSink& sink) {
+  const MicroBatch& batch = *context.micro_batch;
+  if (batch.sequences == 0) return;
+  const auto& saved = static_cast<const DenseSaved&>(*context.saved);
+  dense_.BackwardWeight(saved.dense, batch.id, sink);
+  norm_.BackwardWeight(saved.norm, batch.id, sink);
+}
+
+MoeBlock::MoeBlock(std::string name, NormLayer norm, MoeLayer moe)
+    : name_(std::move(name)), norm_(norm), moe_(std::move(moe)) {}
+
+std::vector<ParameterId> MoeBlock::parameters() const {
+  std::vector<ParameterId> ids = moe_.parameters();
+  ids.insert(ids.begin(), norm_.parameter());
+  return ids;
+}
+
+Bundle MoeBlock::Forward(const Bundle& in, PassContext& context) {
+  auto saved = std::make_unique<MoeSaved>();
+  const at::Tensor normed = norm_.Forward(in.hidden, *context.weights, saved->norm);
+  Bundle out = in;
+  out.hidden = moe_.Forward(normed, in.hidden, context, saved->moe);
+  if (context.options->training) context.saved = std::move(saved);
+  return out;
+}
+
+Bundle MoeBlock::BackwardInput(const Bundle& grad_out, PassContext& context) {
+  auto& saved = static_cast<MoeSaved&>(*context.saved);
+  const at::Tensor dnormed = moe_.BackwardInput(grad_out.hidden, context, saved.moe);
+  Bundle grad_in = grad_out;
+  grad_in.hidden =
+      norm_.BackwardInput(dnormed, grad_out.hidden, *context.weights, saved.norm);
+  return grad_in;
+}
+
+void MoeBlock::BackwardWeight(PassContext& context, GradientSink& sink) {
+  const auto& saved = static_cast<const MoeSaved&>(*context.saved);
+  moe_.BackwardWeight(context, saved.moe, sink);
+  if (context.micro_batch->sequences == 0) return;
+  norm_.BackwardWeight(saved.norm, context.micro_batch->id, sink);
+}
+
+const Routing& MoeBlock::RoutingOf(const PassContext& context) {
+  return static_cast<const MoeSaved&>(*context.saved).moe.routing;
+}
+
+}  // namespace moesaic

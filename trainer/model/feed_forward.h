@@ -1,0 +1,51 @@
+// The second half of a transformer layer: x + f(norm(x)), with f one SwiGLU (DenseBlock) or a mixture
+// of experts (MoeBlock).
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "trainer/model/block.h"
+#include "trainer/model/linear.h"
+#include "trainer/model/moe_layer.h"
+#include "trainer/model/norm.h"
+
+namespace moesaic {
+
+class DenseBlock : public Block {
+ public:
+  DenseBlock(std::string name, NormLayer norm, SwiGluLayer dense);
+
+  const std::string& name() const override { return name_; }
+  std::vector<ParameterId> parameters() const override;
+  Bundle Forward(const Bundle& in, PassContext& context) override;
+  Bundle BackwardInput(const Bundle& grad_out, PassContext& context) override;
+  void BackwardWeight(PassContext& context, GradientSink& sink) override;
+
+ private:
+  std::string name_;
+  NormLayer norm_;
+  SwiGluLayer dense_;
+};
+
+class MoeBlock : public Block {
+ public:
+  MoeBlock(std::string name, NormLayer norm, MoeLayer moe);
+
+  const std::string& name() const override { return name_; }
+  std::vector<ParameterId> parameters() const override;
+  Bundle Forward(const Bundle& in, PassContext& context) override;
+  Bundle BackwardInput(const Bundle& grad_out, PassContext& context) override;
+  void BackwardWeight(PassContext& context, GradientSink& sink) override;
+
+  // What the router decided in a training pass that has not been through BackwardInput; for
+  // diagnosis.
+  static const Routing& RoutingOf(const PassContext& context);
+
+ private:
+  std::string name_;
+  NormLayer norm_;
+  MoeLayer moe_;
+};
+
+}  // namespace moesaic

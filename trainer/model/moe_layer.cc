@@ -1,0 +1,202 @@
+#include "trainer/model/moe_layer.h"
+
+#include <ATen/ATen.h>
+
+#include "parallel/expert/grouped_linear.h"
+#include "trainer/model/kernels/kernels.h"
+
+namespace moesaic {
+namespace {
+
+using ExpertBatch = MoeLayer::ExpertBatch;
+
+// The ids of the micro-batches of this round, by rank of the expert communicator.
+std::vector<int64_t> RoundIds(const MicroBatch& batch, int expert_size) {
+  if (batch.round_ids.empty() && expert_size == 1) return {batch.id};
+  TORCH_CHECK(static_cast<int>(batch.round_ids.size()) == expert_size, "a round of ",
+              batch.round_ids.size(), " micro-batch ids in an expert group of ", expert_size);
+  return batch.round_ids;
+}
+
+// Reproducible: a batch a segment. Fast: a batch an expert, whose leaf bears the lowest micro-batch
+// id of the round.
+std::vector<ExpertBatch> BatchesOf(const DispatchPlan& plan, std::span<const int64_t> round_ids,
+                                   bool reproducible) {
+  std::vector<ExpertBatch> batches;
+  if (reproducible) {
+    for (const Segment& segment : plan.segments) {
+      if (segment.micro_batch >= 0) {
+        batches.push_back({segment.expert, segment.rows, segment.micro_batch});
+      }
+    }
+    return batches;
+  }
+  int64_t lowest = -1;
+  for (int64_t id : round_ids) {
+    if (id >= 0 && (lowest < 0 || id < lowest)) lowest = id;
+  }
+  if (lowest < 0) return batches;
+  for (const DispatchPlan::ExpertRows& expert : plan.experts) {
+    batches.push_back({expert.expert, expert.rows, lowest});
+  }
+  return batches;
+}
+
+// Leases `which` of each expert that has rows.
+std::vector<LinearGroup> LeaseGroups(std::span<const ExpertBatch> batches, const ExpertPool& pool,
+                                     ParameterId ExpertParameters::*which, WeightSource& weights) {
+  std::vector<LinearGroup> groups;
+  int leased = -1;
+  for (const ExpertBatch& batch : batches) {
+    if (batch.rows.rows == 0) continue;
+    LinearGroup group{batch.rows.begin, batch.rows.rows, {}};
+    // Batches are sorted by expert: its segments share one lease.
+    group.weight = batch.expert == leased ? groups.back().weight
+                                          : weights.Lease(pool[batch.expert].*which);
+    leased = batch.expert;
+    groups.push_back(std::move(group));
+  }
+  return groups;
+}
+
+void ReportExperts(const at::Tensor& dy, const at::Tensor& x, std::span<const ExpertBatch> batches,
+                   const ExpertPool& pool, ParameterId ExpertParameters::*which,
+                   GradientSink& sink) {
+  std::vector<WeightGradient> groups;
+  for (const ExpertBatch& batch : batches) {
+    const auto slot = sink.Open(pool[batch.expert].*which, 0, batch.micro_batch);
+    groups.push_back({batch.rows.begin, batch.rows.rows, slot.gradient, slot.accumulate});
+  }
+  GroupedLinearBackwardWeight(dy, x, groups);
+  for (const ExpertBatch& batch : batches) {
+    sink.Close(pool[batch.expert].*which, 0, batch.micro_batch);
+  }
+}
+
+void RecordRouting(const Routing& routing, int moe_index, PassScalars& scalars) {
+  scalars.aux_loss += routing.aux_loss;
+  scalars.dropped += routing.dropped;
+  if (static_cast<int>(scalars.expert_counts.size()) <= moe_index) {
+    scalars.expert_counts.resize(moe_index + 1);
+  }
+  scalars.expert_counts[moe_index] = routing.counts;
+}
+
+}  // namespace
+
+MoeLayer::MoeLayer(const MoeConfig& config, Router router, ExpertPool pool,
+                   const ExpertParallel& parallel)
+    : config_(config), router_(std::move(router)), pool_(std::move(pool)), parallel_(parallel) {
+  TORCH_CHECK(pool_.size() == router_.experts(), "layer ", config.layer, ": a router of ",
+              router_.experts(), " over a pool of ", pool_.size(), " experts");
+  TORCH_CHECK(parallel_.exchange != nullptr || !Exchanges(), "layer ", config.layer,
+              ": experts lie on several ranks, and there is no exchange");
+}
+
+std::vector<ParameterId> MoeLayer::parameters() const {
+  std::vector<ParameterId> ids = {config_.router};
+  if (config_.shared) {
+    for (ParameterId id : config_.shared->parameters()) ids.push_back(id);
+  }
+  for (int expert : parallel_.placement->ExpertsOf(parallel_.rank, pool_.owner_layer())) {
+    ids.push_back(pool_[expert].gate_up);
+    ids.push_back(pool_[expert].down);
+  }
+  return ids;
+}
+
+DispatchPlan MoeLayer::Plan(const MicroBatch& batch, std::span<const int64_t> counts) const {
+  const std::vector<int64_t> ids = RoundIds(batch, parallel_.mesh->expert_size());
+  std::vector<int64_t> all(counts.begin(), counts.end());
+  if (Exchanges()) all = parallel_.exchange->ShareCounts(counts);
+  return PlanDispatch({parallel_.mesh, parallel_.placement, parallel_.rank, pool_.owner_layer(),
+                       all, ids});
+}
+
+at::Tensor MoeLayer::RunExperts(WeightSource& weights, Saved& saved) const {
+  const int64_t rows = saved.received.size(0);
+  const auto options = saved.received.options();
+  saved.gate_up = at::empty({rows, 2 * config_.expert_width}, options);
+  GroupedLinear(saved.received,
+                LeaseGroups(saved.batches, pool_, &ExpertParameters::gate_up, weights),
+                saved.gate_up);
+  saved.activation = at::empty({rows, config_.expert_width}, options);
+  SwiGlu(saved.gate_up, saved.activation);
+  at::Tensor produced = at::empty_like(saved.received);
+  GroupedLinear(saved.activation,
+                LeaseGroups(saved.batches, pool_, &ExpertParameters::down, weights), produced);
+  return produced;
+}
+
+at::Tensor MoeLayer::Forward(const at::Tensor& x, const at::Tensor& residual, PassContext& context,
+                             Saved& saved) const {
+  const MicroBatch& batch = *context.micro_batch;
+  WeightSource& weights = *context.weights;
+  saved.x = x;
+  const at::Tensor logits = Linear(x.to(at::kFloat), weights.Lease(config_.router));
+  saved.routing = router_.Route(logits, context.options->dropless);
+  RecordRouting(saved.routing, config_.moe_index, *context.scalars);
+  saved.pairs = SortByExpert(saved.routing.expert, router_.experts());
+  saved.plan = Plan(batch, saved.pairs.counts);
+  saved.batches = BatchesOf(saved.plan, RoundIds(batch, parallel_.mesh->expert_size()),
+                            context.options->reproducible);
+
+  at::Tensor sorted = at::empty({saved.plan.send_rows, x.size(1)}, x.options());
+  GatherRows(x, saved.pairs.token, sorted);
+  saved.received = Exchanges() ? parallel_.exchange->Dispatch(sorted, saved.plan) : sorted;
+  const at::Tensor produced = RunExperts(weights, saved);
+  saved.returned = Exchanges() ? parallel_.exchange->Return(produced, saved.plan) : produced;
+
+  at::Tensor add = residual;
+  if (config_.shared) add = config_.shared->Forward(x, weights, saved.shared).add_(residual);
+  at::Tensor out = at::empty_like(x);
+  CombineRows(saved.returned, saved.pairs.position, saved.routing.weight, add, out);
+  return out;
+}
+
+at::Tensor MoeLayer::BackwardInput(const at::Tensor& dout, PassContext& context,
+                                   Saved& saved) const {
+  WeightSource& weights = *context.weights;
+  at::Tensor drows = at::empty_like(saved.returned);
+  at::Tensor dweight = at::empty_like(saved.routing.weight);
+  CombineRowsBackward(dout, saved.returned, saved.pairs.position, saved.routing.weight, drows,
+                      dweight);
+  saved.returned = at::Tensor();
+
+  saved.dexpert = Exchanges() ? parallel_.exchange->Dispatch(drows, saved.plan) : drows;
+  at::Tensor dactivation = at::empty_like(saved.activation);
+  GroupedLinearBackwardInput(saved.dexpert,
+                             LeaseGroups(saved.batches, pool_, &ExpertParameters::down, weights),
+                             dactivation);
+  saved.dgate_up = at::empty_like(saved.gate_up);
+  SwiGluBackward(dactivation, saved.gate_up, saved.dgate_up);
+  saved.gate_up = at::Tensor();
+  at::Tensor dreceived = at::empty_like(saved.received);
+  GroupedLinearBackwardInput(saved.dgate_up,
+                             LeaseGroups(saved.batches, pool_, &ExpertParameters::gate_up, weights),
+                             dreceived);
+  const at::Tensor dsorted =
+      Exchanges() ? parallel_.exchange->Return(dreceived, saved.plan) : dreceived;
+
+  at::Tensor add;
+  if (config_.shared) add = config_.shared->BackwardInput(dout, weights, saved.shared);
+  at::Tensor dx = at::empty_like(dout);
+  CombineRows(dsorted, saved.pairs.position, {}, add, dx);
+  saved.dlogits = router_.Backward(saved.routing, dweight, context.options->aux_scale);
+  return dx.add_(LinearBackwardInput(saved.dlogits, weights.Lease(config_.router)));
+}
+
+void MoeLayer::BackwardWeight(const PassContext& context, const Saved& saved,
+                              GradientSink& sink) const {
+  // Experts first: they compute for the whole group, whether or not this rank has tokens.
+  ReportExperts(saved.dexpert, saved.activation, saved.batches, pool_, &ExpertParameters::down,
+                sink);
+  ReportExperts(saved.dgate_up, saved.received, saved.batches, pool_, &ExpertParameters::gate_up,
+                sink);
+  const MicroBatch& batch = *context.micro_batch;
+  if (batch.sequences == 0) return;
+  ReportLinear(saved.dlogits, saved.x.to(at::kFloat), config_.router, 0, batch.id, sink);
+  if (config_.shared) config_.shared->BackwardWeight(saved.shared, batch.id, sink);
+}
+
+}  // namespace moesaic

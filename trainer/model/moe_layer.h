@@ -1,0 +1,91 @@
+// MoeLayer: route -> sort -> exchange -> experts -> exchange back -> combine, and its backward.
+//
+// Expert products take rows in the holder's order (DispatchPlan): one group an expert, or, in
+// reproducible mode, one group a (expert, logical micro-batch) segment, so that the bits of a
+// segment do not depend on which ranks and micro-batches share the round.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "parallel/expert/token_exchange.h"
+#include "parallel/layout/dispatch_plan.h"
+#include "trainer/model/block.h"
+#include "trainer/model/expert_pool.h"
+#include "trainer/model/linear.h"
+#include "trainer/model/pair_sort.h"
+#include "trainer/model/router/router.h"
+
+namespace moesaic {
+
+// Where a rank's experts are and how its tokens reach the others. The pointees outlive the model;
+// a change of placement is a new model.
+struct ExpertParallel {
+  const Mesh* mesh = nullptr;
+  const ExpertPlacement* placement = nullptr;
+  int rank = 0;                       // mine, in the mesh
+  TokenExchange* exchange = nullptr;  // may be null where the mesh's expert_size() is 1
+};
+
+struct MoeConfig {
+  int layer = 0;      // of the model
+  int moe_index = 0;  // among the layers that have experts
+  int64_t expert_width = 0;
+  ParameterId router = kNoParameter;
+  std::optional<SwiGluLayer> shared;
+};
+
+// Immutable; collective over the expert group: all its ranks make the same calls in the same order,
+// with zero rows where they have no micro-batch.
+class MoeLayer {
+ public:
+  MoeLayer(const MoeConfig& config, Router router, ExpertPool pool, const ExpertParallel& parallel);
+
+  // Rows of one expert that are multiplied at once, and the gradient leaf they give.
+  struct ExpertBatch {
+    int expert = 0;
+    RowRange rows;
+    int64_t micro_batch = -1;
+  };
+
+  struct Saved {
+    at::Tensor x;
+    Routing routing;
+    SortedPairs pairs;
+    DispatchPlan plan;
+    std::vector<ExpertBatch> batches;
+    at::Tensor received;    // [receive_rows, hidden]
+    at::Tensor gate_up;     // [receive_rows, 2 width]
+    at::Tensor activation;  // [receive_rows, width]
+    at::Tensor returned;    // [send_rows, hidden]: expert outputs in sorted order
+    SwiGluLayer::Saved shared;
+    at::Tensor dlogits;     // from BackwardInput on
+    at::Tensor dexpert;     // [receive_rows, hidden]: gradient at the experts' outputs
+    at::Tensor dgate_up;
+  };
+
+  // The parameters that this rank computes gradients of: the router, the shared expert and the
+  // experts it holds.
+  std::vector<ParameterId> parameters() const;
+
+  // residual + sum_k weight_k expert_k(x) (+ shared(x)). x, residual [n, hidden]; x is what the
+  // router and the experts see.
+  at::Tensor Forward(const at::Tensor& x, const at::Tensor& residual, PassContext& context,
+                     Saved& saved) const;
+  // Gradient at x; the residual's is dout itself.
+  at::Tensor BackwardInput(const at::Tensor& dout, PassContext& context, Saved& saved) const;
+  void BackwardWeight(const PassContext& context, const Saved& saved, GradientSink& sink) const;
+
+ private:
+  bool Exchanges() const { return parallel_.mesh->expert_size() > 1; }
+  DispatchPlan Plan(const MicroBatch& batch, std::span<const int64_t> counts) const;
+  // received -> the experts' outputs, in the same order.
+  at::Tensor RunExperts(WeightSource& weights, Saved& saved) const;
+
+  MoeConfig config_;
+  Router router_;
+  ExpertPool pool_;
+  ExpertParallel parallel_;
+};
+
+}  // namespace moesaic

@@ -1,0 +1,119 @@
+#include "trainer/model/transformer.h"
+
+#include <ATen/ATen.h>
+
+#include "absl/strings/str_cat.h"
+#include "trainer/model/feed_forward.h"
+
+namespace moesaic {
+namespace {
+
+// The id of a parameter that the catalogue of the job must have.
+ParameterId Need(const ParameterCatalog& catalog, const std::string& name) {
+  const ParameterId id = catalog.Find(name);
+  TORCH_CHECK(id != kNoParameter, "the catalogue has no parameter ", name);
+  return id;
+}
+
+AttentionConfig AttentionOf(const TransformerInputs& in, int layer,
+                            std::shared_ptr<const RopeTable> rope) {
+  const ModelSpec& model = in.spec->model();
+  const std::string prefix = absl::StrCat("layers.", layer, ".");
+  AttentionConfig config;
+  config.name = prefix + "attention";
+  config.heads = model.heads();
+  config.kv_heads = model.kv_heads();
+  config.head_width = model.head_width();
+  config.norm_epsilon = model.norm_epsilon();
+  config.norm = Need(*in.catalog, prefix + "attention_norm");
+  config.qkv = Need(*in.catalog, prefix + "attention.qkv");
+  config.output = Need(*in.catalog, prefix + "attention.output");
+  config.rope = std::move(rope);
+  return config;
+}
+
+SwiGluLayer SwiGluOf(const ParameterCatalog& catalog, const std::string& prefix) {
+  return {Need(catalog, prefix + "gate_up"), Need(catalog, prefix + "down")};
+}
+
+}  // namespace
+
+Transformer::Transformer(const TransformerInputs& in)
+    : kv_heads_(in.spec->model().kv_heads()),
+      head_width_(in.spec->model().head_width()),
+      positions_(in.positions > 0 ? in.positions : in.spec->model().sequence()) {
+  const ModelSpec& model = in.spec->model();
+  const ParameterCatalog& catalog = *in.catalog;
+  const auto rope = std::make_shared<const RopeTable>(
+      MakeRopeTable(positions_, head_width_, model.rope_base()));
+  const auto add = [this](auto block) {
+    auto* raw = block.get();
+    blocks_.push_back(std::move(block));
+    return raw;
+  };
+
+  const ParameterId table = Need(catalog, "embedding");
+  embedding_ = add(std::make_unique<EmbeddingBlock>(table));
+  int moe_index = 0;
+  for (int layer = 0; layer < catalog.layers(); ++layer) {
+    attention_.push_back(add(std::make_unique<AttentionBlock>(AttentionOf(in, layer, rope))));
+    add(MakeFeedForward(in, layer, moe_index));
+    if (catalog.IsMoe(layer)) ++moe_index;
+  }
+  const NormLayer norm(Need(catalog, "norm"), model.norm_epsilon());
+  head_ = add(model.tie_head()
+                  ? std::make_unique<HeadBlock>(norm, table, 1)
+                  : std::make_unique<HeadBlock>(norm, Need(catalog, "head"), 0));
+}
+
+std::unique_ptr<Block> Transformer::MakeFeedForward(const TransformerInputs& in, int layer,
+                                                    int moe_index) const {
+  const ModelSpec& model = in.spec->model();
+  const ParameterCatalog& catalog = *in.catalog;
+  const std::string prefix = absl::StrCat("layers.", layer, ".");
+  const NormLayer norm(Need(catalog, prefix + "feed_forward_norm"), model.norm_epsilon());
+  if (!catalog.IsMoe(layer)) {
+    return std::make_unique<DenseBlock>(prefix + "dense", norm,
+                                        SwiGluOf(catalog, prefix + "dense."));
+  }
+  const MoeSpec& moe = model.moe();
+  MoeConfig config;
+  config.layer = layer;
+  config.moe_index = moe_index;
+  config.expert_width = moe.expert_width();
+  config.router = Need(catalog, prefix + "moe.router");
+  if (moe.shared_width() > 0) config.shared = SwiGluOf(catalog, prefix + "moe.shared.");
+  return std::make_unique<MoeBlock>(
+      prefix + "moe", norm,
+      MoeLayer(config, Router(in.recipe.router, moe.experts(), moe.active()),
+               ExpertPool(catalog, layer), in.parallel));
+}
+
+TransformerPass::TransformerPass(const Transformer& model, const MicroBatch& micro_batch,
+                                 const PassOptions& options, WeightSource& weights)
+    : model_(model), contexts_(model.blocks().size()) {
+  for (PassContext& context : contexts_) {
+    context.micro_batch = &micro_batch;
+    context.options = &options;
+    context.weights = &weights;
+    context.scalars = &scalars_;
+  }
+}
+
+void TransformerPass::RunForward() {
+  Bundle bundle;
+  for (size_t i = 0; i < contexts_.size(); ++i) {
+    bundle = model_.blocks()[i]->Forward(bundle, contexts_[i]);
+  }
+}
+
+void TransformerPass::RunBackward(GradientSink& sink) {
+  Bundle gradient;
+  for (size_t i = contexts_.size(); i-- > 0;) {
+    gradient = model_.blocks()[i]->BackwardInput(gradient, contexts_[i]);
+    model_.blocks()[i]->BackwardWeight(contexts_[i], sink);
+    contexts_[i].saved.reset();
+  }
+}
+
+}  // namespace moesaic
