@@ -1,0 +1,159 @@
+#include "tests/trainer/model/reference_model.h"
+
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+
+namespace moesaic {
+namespace {
+
+class Reference {
+ public:
+  Reference(const JobSpec& spec, const ParameterCatalog& catalog,
+            const std::vector<at::Tensor>& weights, const MicroBatch& batch,
+            const PassOptions& options)
+      : spec_(spec), model_(spec.model()), catalog_(catalog), batch_(batch), options_(options) {
+    for (const at::Tensor& w : weights) {
+      weights_.push_back(w.to(at::kDouble).detach().clone().requires_grad_());
+    }
+  }
+
+  ReferenceResult Run() {
+    at::Tensor h = at::embedding(W("embedding"), batch_.tokens);
+    for (int layer = 0; layer < static_cast<int>(model_.layers()); ++layer) {
+      const std::string prefix = absl::StrCat("layers.", layer, ".");
+      h = h + AttentionOf(Norm(h, W(prefix + "attention_norm")), prefix);
+      const at::Tensor x = Norm(h, W(prefix + "feed_forward_norm"));
+      h = h + (catalog_.IsMoe(layer) ? Moe(x, prefix + "moe.")
+                                     : FeedForward(x, prefix + "dense."));
+    }
+    const at::Tensor head = model_.tie_head() ? W("embedding") : W("head");
+    const at::Tensor logits = at::matmul(Norm(h, W("norm")), head.t());
+    const at::Tensor wanted = batch_.targets.ge(0);
+    const at::Tensor each = -at::log_softmax(logits, 1)
+                                 .gather(1, batch_.targets.clamp_min(0).unsqueeze(1))
+                                 .squeeze(1);
+    const at::Tensor loss = (each * wanted).sum();
+    (loss * options_.loss_scale + aux_ * options_.aux_scale).backward();
+
+    result_.loss_sum = loss.item<double>();
+    result_.aux_loss = aux_.item<double>();
+    result_.logits = logits.detach();
+    for (const at::Tensor& w : weights_) {
+      result_.gradients.push_back(w.grad().defined() ? w.grad() : at::zeros_like(w));
+    }
+    return result_;
+  }
+
+ private:
+  const at::Tensor& W(const std::string& name) const { return weights_[catalog_.Find(name)]; }
+
+  at::Tensor Norm(const at::Tensor& x, const at::Tensor& w) const {
+    return x * at::rsqrt(x.square().mean(-1, true) + model_.norm_epsilon()) * w;
+  }
+
+  at::Tensor FeedForward(const at::Tensor& x, const std::string& prefix) const {
+    const auto parts = at::matmul(x, W(prefix + "gate_up").t()).chunk(2, 1);
+    return at::matmul(at::silu(parts[0]) * parts[1], W(prefix + "down").t());
+  }
+
+  // x [sequences, heads, length, width]
+  at::Tensor Rotate(const at::Tensor& x) const {
+    const int64_t width = x.size(3);
+    const at::Tensor frequency = at::pow(
+        model_.rope_base(), -at::arange(0, width, 2, at::kDouble) / static_cast<double>(width));
+    const at::Tensor angle = at::outer(at::arange(x.size(2), at::kDouble), frequency);
+    const at::Tensor c = at::cat({angle.cos(), angle.cos()}, 1);
+    const at::Tensor s = at::cat({angle.sin(), angle.sin()}, 1);
+    const auto half = x.chunk(2, 3);
+    return x * c + at::cat({-half[1], half[0]}, 3) * s;
+  }
+
+  at::Tensor AttentionOf(const at::Tensor& x, const std::string& prefix) const {
+    const int64_t heads = model_.heads(), kv = model_.kv_heads(), width = model_.head_width();
+    const int64_t length = batch_.length;
+    const at::Tensor qkv = at::matmul(x, W(prefix + "attention.qkv").t())
+                               .view({batch_.sequences, length, heads + 2 * kv, width})
+                               .transpose(1, 2);
+    const at::Tensor q = Rotate(qkv.narrow(1, 0, heads));
+    const at::Tensor k = Rotate(qkv.narrow(1, heads, kv)).repeat_interleave(heads / kv, 1);
+    const at::Tensor v = qkv.narrow(1, heads + kv, kv).repeat_interleave(heads / kv, 1);
+    at::Tensor scores = at::matmul(q, k.transpose(2, 3)) / std::sqrt(static_cast<double>(width));
+    const at::Tensor position = at::arange(length, at::kLong);
+    at::Tensor hidden = position.unsqueeze(0).gt(position.unsqueeze(1)).view({1, 1, length, length});
+    if (batch_.document_starts.defined()) {
+      const at::Tensor starts =
+          batch_.document_starts.to(at::kLong).view({batch_.sequences, 1, length, 1});
+      hidden = hidden.logical_or(position.view({1, 1, 1, length}).lt(starts));
+    }
+    scores = scores.masked_fill(hidden, -INFINITY);
+    return at::matmul(
+        at::matmul(at::softmax(scores, 3), v).transpose(1, 2).reshape({x.size(0), heads * width}),
+        W(prefix + "attention.output").t());
+  }
+
+  at::Tensor Moe(const at::Tensor& x, const std::string& prefix) {
+    const RouterSpec& rule = spec_.recipe().router();
+    const int64_t experts = model_.moe().experts(), active = model_.moe().active();
+    const int64_t tokens = x.size(0);
+    const at::Tensor z = at::matmul(x, W(prefix + "router").t());
+    const bool softmax = rule.score() == SOFTMAX;
+    const at::Tensor s = softmax ? at::softmax(z, 1) : at::sigmoid(z);
+    const at::Tensor chosen = std::get<1>(s.detach().topk(active, 1));
+    at::Tensor mask = at::zeros_like(s.detach()).scatter_(1, chosen, 1.0);
+    at::Tensor weight = s * mask;
+    if (rule.weight().renormalize()) weight = weight / weight.sum(1, true);
+    weight = weight * rule.weight().scale();
+    AddAux(z, s, mask, rule);
+
+    if (rule.select().has_capacity_factor()) {
+      const double capacity =
+          std::ceil(rule.select().capacity_factor() * static_cast<double>(tokens * active) /
+                    static_cast<double>(experts));
+      const at::Tensor kept = mask * mask.cumsum(0).le(capacity);
+      result_.dropped += static_cast<int64_t>((mask - kept).sum().item<double>());
+      mask = kept;
+    }
+    weight = weight * mask;
+    at::Tensor y = at::zeros_like(x);
+    for (int64_t e = 0; e < experts; ++e) {
+      y = y + weight.select(1, e).unsqueeze(1) *
+                  FeedForward(x, absl::StrCat(prefix, "experts.", e, "."));
+    }
+    if (model_.moe().shared_width() > 0) y = y + FeedForward(x, prefix + "shared.");
+    return y;
+  }
+
+  void AddAux(const at::Tensor& z, const at::Tensor& s, const at::Tensor& mask,
+              const RouterSpec& rule) {
+    const double pairs = mask.sum().item<double>();
+    const at::Tensor f = mask.sum(0) / pairs;
+    const at::Tensor p = (s / s.sum(1, true)).mean(0);
+    aux_ = aux_ + rule.balance().coefficient() * static_cast<double>(s.size(1)) * (f * p).sum() +
+           rule.balance().z_loss() * at::logsumexp(z, {1}).square().mean();
+    std::vector<int64_t>& counts = result_.counts.emplace_back();
+    const at::Tensor by_expert = mask.sum(0);
+    for (int64_t e = 0; e < by_expert.size(0); ++e) {
+      counts.push_back(static_cast<int64_t>(by_expert[e].item<double>()));
+    }
+  }
+
+  const JobSpec& spec_;
+  const ModelSpec& model_;
+  const ParameterCatalog& catalog_;
+  const MicroBatch& batch_;
+  const PassOptions& options_;
+  std::vector<at::Tensor> weights_;
+  at::Tensor aux_ = at::zeros({}, at::kDouble);
+  ReferenceResult result_;
+};
+
+}  // namespace
+
+ReferenceResult RunReference(const JobSpec& spec, const ParameterCatalog& catalog,
+                             const std::vector<at::Tensor>& weights, const MicroBatch& batch,
+                             const PassOptions& options) {
+  return Reference(spec, catalog, weights, batch, options).Run();
+}
+
+}  // namespace moesaic
