@@ -18,14 +18,14 @@ std::vector<int64_t> RoundIds(const MicroBatch& batch, int expert_size) {
   return batch.round_ids;
 }
 
-// Reproducible: a batch a segment. Fast: a batch an expert, whose leaf bears the lowest micro-batch
-// id of the round.
+// Reproducible: a batch a segment that has rows (a leaf that nobody reports is zero). Fast: a batch an
+// expert, with or without rows, whose leaf bears the lowest micro-batch id of the round.
 std::vector<ExpertBatch> BatchesOf(const DispatchPlan& plan, std::span<const int64_t> round_ids,
                                    bool reproducible) {
   std::vector<ExpertBatch> batches;
   if (reproducible) {
     for (const Segment& segment : plan.segments) {
-      if (segment.micro_batch >= 0) {
+      if (segment.rows.rows > 0) {
         batches.push_back({segment.expert, segment.rows, segment.micro_batch});
       }
     }

@@ -94,7 +94,7 @@ TEST(Balance, EqualsAlphaWhenCountsAreUniform) {
   EXPECT_NEAR(routing.aux_loss, 0.3, 1e-6);
 }
 
-// All tokens choose expert 0 by a hair: f = (1, 0), and P can be pushed below that.
+// Counts say expert 0, probabilities expert 1.
 TEST(Balance, MayBeBelowAlpha) {
   const BalanceSpec rule = Rule("recipe { router { balance { coefficient: 1 } } }").balance();
   const at::Tensor scores = at::tensor({0.51f, 0.49f, 0.51f, 0.49f, 0.02f, 0.98f}).view({3, 2});

@@ -54,7 +54,9 @@ TEST_P(TransformerCase, LossAndEveryGradientEqualAutograd) {
     EXPECT_EQ(pass.scalars().expert_counts, expected.counts);
     EXPECT_EQ(pass.scalars().targets, batch.targets.ge(0).sum().item<int64_t>());
     for (ParameterId id = 0; id < catalog.size(); ++id) {
-      EXPECT_TRUE(sink.Reported(id)) << catalog[id].name;
+      // Reproducible mode leaves out what is zero.
+      const bool zero = expected.gradients[id].abs().max().item<double>() == 0;
+      EXPECT_TRUE(sink.Reported(id) || (reproducible && zero)) << catalog[id].name;
       EXPECT_LT(RelativeError(sink.Sum(id), expected.gradients[id]), 1e-4) << catalog[id].name;
     }
   }
@@ -81,7 +83,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"TopOne",
              "model { moe { active: 1 } } recipe { router { weight { renormalize: false } } }"},
         Case{"AllActive", "model { moe { active: 5 } }"}),
-    [](const auto& info) { return info.param.name; });
+    [](const auto& c) { return c.param.name; });
 
 TEST(Transformer, DenseOnly) {
   JobSpec spec = SmallJob();
@@ -102,9 +104,9 @@ TEST(Transformer, DenseOnly) {
   }
 }
 
-// The head works through its rows in chunks; a vocabulary this large needs three of them.
+// The head works through its rows in chunks; a vocabulary this large needs two of them.
 TEST(Transformer, AHeadOfSeveralChunks) {
-  const JobSpec spec = SmallJob("model { vocabulary: 300000 sequence: 40 hidden: 8 heads: 1 kv_heads: 1 "
+  const JobSpec spec = SmallJob("model { vocabulary: 150000 sequence: 32 hidden: 8 heads: 1 kv_heads: 1 "
                                 "head_width: 8 layers: 1 moe { pattern { first: 0 } } }");
   const SingleRankModel model(spec);
   const auto weights = RandomWeights(model.catalog(), 5);
