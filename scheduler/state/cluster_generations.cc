@@ -45,6 +45,7 @@ std::string DescribeDifference(absl::string_view what, size_t ranks, const Get& 
 std::string DescribeExit(int code) {
   switch (code) {
     case 0: return "ended before the last step";
+    case kExitNotFound: return "a program is missing";
     case kExitPlanned: return "stopped without being asked";
     case kExitWatchdog: return "the watchdog ended it: a rank waited too long (exit code 86)";
     case kExitStale: return "it was told that it is stale (exit code 87)";
@@ -112,7 +113,6 @@ void ClusterState::AllReady(Job* job) {
           [&](size_t r) { return std::to_string(live->ranks[r].hashes.restored_step()); });
   if (!differences.empty()) {
     const std::string text = fmt::format("the ranks are not alike: {}", fmt::join(differences, "; "));
-    out_.actions.push_back(AnswerReady{job->name(), live->number, absl::AbortedError(text)});
     EndLive(job, Cause{text, true, kJobFailed}, false);
     return;
   }
@@ -137,7 +137,8 @@ absl::Status ClusterState::On(const StepReported& event) {
 
 void ClusterState::TakeMetrics(Job* job, const StepMetrics& metrics) {
   JobStatus* status = job->record.mutable_status();
-  if (metrics.step() > status->last_step().step() || metrics.generation() > status->last_step().generation()) {
+  const StepMetrics& last = status->last_step();
+  if (metrics.step() > last.step() || metrics.generation() > last.generation()) {
     status->set_tokens(status->tokens() + metrics.tokens());
     job->trained_seconds += metrics.seconds();
     job->trained_tokens += metrics.tokens();
@@ -157,13 +158,8 @@ void ClusterState::TakeMetrics(Job* job, const StepMetrics& metrics) {
 
 void ClusterState::CheckHealth(Job* job) {
   Generation* live = job->live.get();
+  GiveUpSlow(job);
   if (live->killing || live->exit_code) {
-    for (auto it = live->snapshots.begin(); it != live->snapshots.end();) {
-      const auto [step, snapshot] = *it++;
-      if (snapshot.phase == Snapshot::kPersisting && now_ > snapshot.since + options_.persist_timeout) {
-        GiveUpSnapshot(job, step, "the agents took too long to write it");
-      }
-    }
     FinishIfClean(job);
     return;
   }
@@ -220,7 +216,10 @@ void ClusterState::EndLive(Job* job, Cause cause, bool now) {
   Generation* live = job->live.get();
   if (!live->cause && !live->exit_code) live->cause = std::move(cause);
   KillLive(job, now);
-  if (job->state() != ABORTING) Transition(job, ABORTING, live->cause ? live->cause->text : live->first_failure);
+  if (job->state() != ABORTING) {
+    Transition(job, ABORTING, live->cause ? live->cause->text : live->first_failure);
+  }
+  FinishIfClean(job);
 }
 
 void ClusterState::KillLive(Job* job, bool now) {
@@ -229,8 +228,11 @@ void ClusterState::KillLive(Job* job, bool now) {
     live->control.set_abort(true);
     PushControlOf(job);
     if (!live->was_ready) {
-      out_.actions.push_back(
-          AnswerReady{job->name(), live->number, absl::FailedPreconditionError("stale generation: it is being ended")});
+      const bool fatal = live->cause && live->cause->fatal;
+      out_.actions.push_back(AnswerReady{
+          job->name(), live->number,
+          fatal ? absl::AbortedError(live->cause->text)
+                : absl::FailedPreconditionError("stale generation: it is being ended")});
     }
   }
   live->killing = true;
@@ -261,11 +263,13 @@ absl::Status ClusterState::On(const GenerationEnd& event) {
     live->exit_code = report.exit_code();
     live->first_failure = report.first_failure();
     GiveUpUnfinished(job, "its generation ended before all ranks had copied");
-    const bool expected = report.exit_code() == 0 || report.exit_code() == kExitPlanned;
-    if (!live->killing && expected && job->state() == RUNNING) {
-      Transition(job, DRAINING, "the ranks have ended; saving");
-    } else if (!live->killing && !expected) {
+    const bool expected = live->was_ready && (report.exit_code() == 0 || report.exit_code() == kExitPlanned);
+    if (live->killing) {
+      // Its state says why already.
+    } else if (!expected) {
       Transition(job, ABORTING, report.first_failure());
+    } else if (job->state() == RUNNING) {
+      Transition(job, DRAINING, "the ranks have ended; saving");
     }
     if (!live->unclean.empty() && !live->killing) KillLive(job, true);
   }
@@ -285,15 +289,15 @@ void ClusterState::FinishIfClean(Job* job) {
   if (job->live->snapshots.empty()) FinishGeneration(job);
 }
 
-std::optional<ClusterState::Cause> ClusterState::FatalExit(const Job& job,
-                                                           const Generation& ended) const {
+std::optional<ClusterState::Cause> ClusterState::FatalExit(const Generation& ended) {
   if (ended.cause && ended.cause->fatal) return ended.cause;
   if (ended.cause || !ended.exit_code) return std::nullopt;
   const std::string text = DescribeExit(*ended.exit_code);
   switch (*ended.exit_code) {
     case kJobBadConfig: return Cause{"the worker refused its configuration", true, kJobBadConfig};
     case kExitMismatch:
-    case kExitNonFinite: return Cause{text, true, kJobFailed};
+    case kExitNonFinite:
+    case kExitNotFound: return Cause{text, true, kJobFailed};
     case kExitCorrupt: {
       const bool restoring =
           !ended.was_ready && !ended.table.restore_path().empty() &&
@@ -306,7 +310,7 @@ std::optional<ClusterState::Cause> ClusterState::FatalExit(const Job& job,
                                ended.table.restore_path()),
                    true, kJobBadCheckpoint};
     }
-    default: (void)job; return std::nullopt;
+    default: return std::nullopt;
   }
 }
 
@@ -320,7 +324,7 @@ void ClusterState::FinishGeneration(Job* job) {
     EndJob(job, SUCCEEDED, 0, fmt::format("all {} steps are done", job->spec().train().steps()));
   } else if (job->record.stop() == STOP_NOW) {
     EndJob(job, CANCELLED, kJobCancelled, fmt::format("killed on request; {}", saved));
-  } else if (const auto fatal = FatalExit(*job, *ended)) {
+  } else if (const auto fatal = FatalExit(*ended)) {
     std::string text = fatal->text;
     if (!ended->first_failure.empty()) text += ": " + ended->first_failure;
     job->record.mutable_status()->set_last_failure(text);
@@ -342,8 +346,10 @@ void ClusterState::FinishFailed(Job* job, const Generation& ended) {
   if (ended.cause) {
     why = ended.cause->text;
   } else if (ended.exit_code) {
-    why = DescribeExit(*ended.exit_code);
-    if (!ended.first_failure.empty()) why += ": " + ended.first_failure;
+    why = ended.first_failure.empty() || *ended.exit_code < 100
+              ? DescribeExit(*ended.exit_code)
+              : std::string();
+    if (!ended.first_failure.empty()) why += (why.empty() ? "" : ": ") + ended.first_failure;
     if (*ended.exit_code == 0 &&
         ended.control.aborted_snapshot_step() >= job->spec().train().steps()) {
       why = "the last checkpoint could not be saved";

@@ -23,6 +23,11 @@ absl::Status ClusterState::On(const SnapshotReported& event) {
   if (live->exit_code || step <= live->control.committed_step()) return absl::OkStatus();
   Snapshot& snapshot = live->snapshots[step];
   if (snapshot.phase != Snapshot::kCollecting) return absl::OkStatus();
+  if (!event.report.error().empty()) {
+    GiveUpSnapshot(job, step,
+                   fmt::format("rank {}: {}", event.report.worker().rank(), event.report.error()));
+    return absl::OkStatus();
+  }
   snapshot.buffers[event.report.worker().rank()] = event.report.buffer();
   if (snapshot.buffers.size() == live->ranks.size()) snapshot.phase = Snapshot::kQueued;
   PumpSnapshots(job);
@@ -171,6 +176,19 @@ void ClusterState::GiveUpSnapshotsOf(Job* job, const std::string& agent, const s
   }
   // Newest first, so that none of the lost is started in place of another.
   for (auto step = lost.rbegin(); step != lost.rend(); ++step) GiveUpSnapshot(job, *step, why);
+}
+
+void ClusterState::GiveUpSlow(Job* job) {
+  std::vector<uint64_t> slow;
+  for (const auto& [step, snapshot] : job->live->snapshots) {
+    if (snapshot.phase == Snapshot::kPersisting &&
+        now_ > snapshot.since + options_.persist_timeout) {
+      slow.push_back(step);
+    }
+  }
+  for (const uint64_t step : slow) {
+    GiveUpSnapshot(job, step, "the agents took too long to write it");
+  }
 }
 
 void ClusterState::GiveUpUnfinished(Job* job, const std::string& why) {

@@ -191,7 +191,6 @@ void ClusterState::DropNode(const std::string& agent, const std::string& reason)
     GiveUpSnapshotsOf(job, agent, fmt::format("node {} was lost", agent));
     const bool mattered = job->live->unclean.erase(agent) > 0;
     if (mattered) EndLive(job, Cause{fmt::format("node {} was lost: {}", agent, reason)}, true);
-    FinishIfClean(job);
   }
 }
 
@@ -223,6 +222,7 @@ void ClusterState::TryPlan(Job* job) {
     return;
   }
   if (now_ < job->not_before) return;
+  if (WaitForOldGeneration(job)) return;
   const absl::StatusOr<GenerationPlan> plan = PlanGeneration(
       job->spec(), UsableNodes(job, true), job->record.status().generation() + 1);
   if (absl::IsInvalidArgument(plan.status())) {
@@ -241,9 +241,22 @@ void ClusterState::WaitForNodes(Job* job, const absl::Status& refusal) {
   const JobState state = exist ? QUEUED : WAITING;
   std::string reason = exist ? "its nodes are busy; " : "waiting for nodes: ";
   reason += std::string(refusal.message());
-  if (job->state() != state || job->record.status().reason() != reason) {
-    Transition(job, state, reason);
+  Wait(job, state, reason);
+}
+
+bool ClusterState::WaitForOldGeneration(Job* job) {
+  for (const auto& [name, node] : nodes_) {
+    if (node.busy_job != job->name()) continue;
+    Wait(job, WAITING,
+         fmt::format("generation {} is still ending on node {}", node.busy_generation, name));
+    return true;
   }
+  return false;
+}
+
+void ClusterState::Wait(Job* job, JobState state, const std::string& reason) {
+  if (job->state() == state && job->record.status().reason() == reason) return;
+  Transition(job, state, reason);
 }
 
 absl::Status ClusterState::On(const RestoreChosen& event) {
@@ -273,7 +286,9 @@ absl::Status ClusterState::On(const RestoreChosen& event) {
                        event.state.step(), job->spec().train().steps()));
     return absl::OkStatus();
   }
-  // Nodes may have come and gone since.
+  // Nodes may have come and gone since. One that came back still running an older generation is
+  // not free, and WAITING looks after it.
+  if (WaitForOldGeneration(job)) return absl::OkStatus();
   const absl::StatusOr<GenerationPlan> plan =
       PlanGeneration(job->spec(), UsableNodes(job, true), status->generation() + 1);
   if (!plan.ok()) {

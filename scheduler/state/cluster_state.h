@@ -33,6 +33,7 @@ inline constexpr int kExitStale = 87;
 inline constexpr int kExitMismatch = 88;
 inline constexpr int kExitCorrupt = 89;
 inline constexpr int kExitNonFinite = 90;
+inline constexpr int kExitNotFound = 127;  // mpirun or the worker is not there
 
 // Exit codes of jobs.
 inline constexpr int kJobFailed = 1;
@@ -156,6 +157,8 @@ class ClusterState {
   bool MoreMayJoin(const Job& job, size_t nodes) const;
   void TryPlan(Job* job);
   void WaitForNodes(Job* job, const absl::Status& refusal);
+  bool WaitForOldGeneration(Job* job);
+  void Wait(Job* job, JobState state, const std::string& reason);
   void StartGeneration(Job* job, const GenerationPlan& plan, const RestoreChosen& restore);
   void DrainForMoreNodes(Job* job);
 
@@ -174,7 +177,7 @@ class ClusterState {
   void FinishIfClean(Job* job);
   void FinishGeneration(Job* job);
   void FinishFailed(Job* job, const Generation& ended);
-  std::optional<Cause> FatalExit(const Job& job, const Generation& ended) const;
+  static std::optional<Cause> FatalExit(const Generation& ended);
   bool BudgetSpent(Job* job, const Generation& ended, std::string* why);
 
   // cluster_snapshots.cc: from the ranks' arenas to a committed checkpoint.
@@ -188,6 +191,7 @@ class ClusterState {
   void SendPersist(Job* job, uint64_t step, const Snapshot& snapshot);
   void GiveUpSnapshot(Job* job, uint64_t step, const std::string& why);
   void GiveUpSnapshotsOf(Job* job, const std::string& agent, const std::string& why);
+  void GiveUpSlow(Job* job);
   void GiveUpUnfinished(Job* job, const std::string& why);
 
   // What leaves this class; all append to out_.
@@ -202,7 +206,7 @@ class ClusterState {
   Job* FindJob(absl::string_view name);
   const Job* FindJob(absl::string_view name) const;
 
-  const ClusterOptions options_;
+  ClusterOptions options_;
   std::map<std::string, Node> nodes_;
   std::map<std::string, std::unique_ptr<Job>> jobs_;
   uint64_t next_order_ = 1;
