@@ -272,6 +272,10 @@ absl::Status ClusterState::On(const GenerationEnd& event) {
       Transition(job, DRAINING, "the ranks have ended; saving");
     }
     if (!live->unclean.empty() && !live->killing) KillLive(job, true);
+  } else if (!live->killing && !live->exit_code) {
+    EndLive(job, Cause{fmt::format("the ranks on node {} ended: {}", event.agent, report.first_failure())},
+            false);
+    return absl::OkStatus();
   }
   FinishIfClean(job);
   return absl::OkStatus();
