@@ -16,7 +16,7 @@ absl::Status ClusterState::On(const SnapshotReported& event) {
   Job* job = *checked;
   Generation* live = job->live.get();
   const uint64_t step = event.report.step();
-  if (step <= live->control.aborted_snapshot_step()) {
+  if (live->lost_node || step <= live->control.aborted_snapshot_step()) {
     return absl::AbortedError(fmt::format("the snapshot of step {} was given up", step));
   }
   if (event.report.buffer() > 1) return absl::InvalidArgumentError("a rank has buffers 0 and 1");

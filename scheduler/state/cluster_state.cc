@@ -188,9 +188,13 @@ void ClusterState::DropNode(const std::string& agent, const std::string& reason)
     if (job->live == nullptr) continue;
     const auto& members = job->live->nodes;
     if (std::find(members.begin(), members.end(), agent) == members.end()) continue;
+    job->live->lost_node = true;
     GiveUpSnapshotsOf(job, agent, fmt::format("node {} was lost", agent));
-    const bool mattered = job->live->unclean.erase(agent) > 0;
-    if (mattered) EndLive(job, Cause{fmt::format("node {} was lost: {}", agent, reason)}, true);
+    if (job->live->unclean.erase(agent) > 0) {
+      EndLive(job, Cause{fmt::format("node {} was lost: {}", agent, reason)}, true);
+    } else {
+      FinishIfClean(job);
+    }
   }
 }
 

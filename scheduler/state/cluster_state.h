@@ -120,6 +120,7 @@ class ClusterState {
     bool was_ready = false;
     bool draining_for_nodes = false;
     bool killing = false;
+    bool lost_node = false;  // with the snapshots of its ranks
     uint64_t committed_at_start = 0;
     std::optional<Cause> cause;
     std::optional<int> exit_code;  // of mpirun
