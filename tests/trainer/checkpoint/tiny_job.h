@@ -1,0 +1,45 @@
+// A tiny job and checkpoints of it, for tests.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "proto/agent.pb.h"
+#include "proto/job.pb.h"
+#include "trainer/catalog/parameter_catalog.h"
+#include "trainer/checkpoint/format/commit.h"
+#include "trainer/checkpoint/format/shard_files.h"
+
+namespace moesaic {
+
+JobSpec TinyJob();
+ParameterCatalog TinyCatalog();
+
+// The value of every element: distinct for every (kind, parameter, element, step).
+float TinyValue(ObjectKind kind, ParameterId parameter, uint64_t element, uint64_t step);
+// The whole object, row-major.
+std::vector<float> TinyObject(ObjectKind kind, ParameterId parameter, uint64_t step);
+
+TrainingState TinyState(uint64_t step);
+
+// What `ranks` ranks write of a step: expert e lies on rank e % ranks, and every other object is cut
+// into flat ranges of about equal size, one a rank, as boxes.
+std::vector<std::vector<ShardSource>> TinySources(uint32_t ranks, uint64_t step);
+
+// Writes the shard files of all ranks, as agents do.
+absl::StatusOr<std::vector<ShardsPersisted>> PersistTiny(FileSystem* files,
+                                                         const std::string& staging,
+                                                         uint32_t ranks, uint64_t step,
+                                                         uint64_t generation);
+
+// The request that goes with them.
+CommitRequest TinyRequest(const std::string& staging, const std::vector<ShardsPersisted>& reports,
+                          uint64_t generation);
+
+// BeginStaging, PersistTiny, Commit.
+absl::StatusOr<CommittedStep> CommitTiny(FileSystem* files, CheckpointRoot* root, uint32_t ranks,
+                                         uint64_t step, uint64_t generation);
+
+}  // namespace moesaic
