@@ -52,24 +52,23 @@ Scratch& ScratchForB() {
   return scratch;
 }
 
-void Multiply(const GemmShape& shape, MatrixRef<float> a, const void* packed, void* scratch,
+void Multiply(const GemmShape& shape, MatrixRef<float> a, const PackedB& b, void* scratch,
               GemmResult<float> c) {
-  Kernels<float>().multiply(shape, a, packed, scratch, c);
+  Kernels<float>().multiply(shape, a, b, scratch, c);
 }
-void Multiply(const GemmShape& shape, MatrixRef<Bf16> a, const void* packed, void* scratch,
+void Multiply(const GemmShape& shape, MatrixRef<Bf16> a, const PackedB& b, void* scratch,
               GemmResult<float> c) {
-  Kernels<Bf16>().multiply(shape, a, packed, scratch, c);
+  Kernels<Bf16>().multiply(shape, a, b, scratch, c);
 }
-void Multiply(const GemmShape& shape, MatrixRef<Bf16> a, const void* packed, void* scratch,
+void Multiply(const GemmShape& shape, MatrixRef<Bf16> a, const PackedB& b, void* scratch,
               GemmResult<Bf16> c) {
-  Kernels<Bf16>().multiply_narrow(shape, a, packed, scratch, c);
+  Kernels<Bf16>().multiply_narrow(shape, a, b, scratch, c);
 }
 
 template <class T, class C>
 void PackAndMultiply(const GemmShape& shape, MatrixRef<T> a, MatrixRef<T> b, GemmResult<C> c) {
   char* packed = ScratchForB().Reserve(PackedBytes<T>(shape.k, shape.n));
-  PackB<T>(shape.k, shape.n, b, packed);
-  GemmPacked<T, C>(shape, a, packed, c);
+  GemmPacked<T, C>(shape, a, PackB<T>(shape.k, shape.n, b, packed), c);
 }
 
 }  // namespace
@@ -87,14 +86,15 @@ int64_t PackedBytes(int64_t k, int64_t n) {
 }
 
 template <class T>
-void PackB(int64_t k, int64_t n, MatrixRef<T> b, void* packed) {
+PackedB PackB(int64_t k, int64_t n, MatrixRef<T> b, void* packed) {
   Kernels<T>().pack_b(k, n, b, packed);
+  return {packed, k, n};
 }
 
 template <class T, class C>
-void GemmPacked(const GemmShape& shape, MatrixRef<T> a, const void* packed, GemmResult<C> c) {
+void GemmPacked(const GemmShape& shape, MatrixRef<T> a, const PackedB& b, GemmResult<C> c) {
   const int64_t bytes = Kernels<T>().scratch_bytes(shape, a);
-  Multiply(shape, a, packed, bytes > 0 ? ScratchForA().Reserve(bytes) : nullptr, c);
+  Multiply(shape, a, b, bytes > 0 ? ScratchForA().Reserve(bytes) : nullptr, c);
 }
 
 void Gemm(const GemmShape& shape, MatrixRef<float> a, MatrixRef<float> b, GemmResult<float> c) {
@@ -109,13 +109,13 @@ void Gemm(const GemmShape& shape, MatrixRef<Bf16> a, MatrixRef<Bf16> b, GemmResu
 
 template int64_t PackedBytes<float>(int64_t, int64_t);
 template int64_t PackedBytes<Bf16>(int64_t, int64_t);
-template void PackB<float>(int64_t, int64_t, MatrixRef<float>, void*);
-template void PackB<Bf16>(int64_t, int64_t, MatrixRef<Bf16>, void*);
-template void GemmPacked<float, float>(const GemmShape&, MatrixRef<float>, const void*,
-                                       GemmResult<float>);
-template void GemmPacked<Bf16, float>(const GemmShape&, MatrixRef<Bf16>, const void*,
+template PackedB PackB<float>(int64_t, int64_t, MatrixRef<float>, void*);
+template PackedB PackB<Bf16>(int64_t, int64_t, MatrixRef<Bf16>, void*);
+template void GemmPacked<float, float>(const GemmShape&, MatrixRef<float>, const PackedB&,
                                       GemmResult<float>);
-template void GemmPacked<Bf16, Bf16>(const GemmShape&, MatrixRef<Bf16>, const void*,
-                                     GemmResult<Bf16>);
+template void GemmPacked<Bf16, float>(const GemmShape&, MatrixRef<Bf16>, const PackedB&,
+                                      GemmResult<float>);
+template void GemmPacked<Bf16, Bf16>(const GemmShape&, MatrixRef<Bf16>, const PackedB&,
+                                      GemmResult<Bf16>);
 
 }  // namespace moesaic

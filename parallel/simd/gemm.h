@@ -42,16 +42,27 @@ void Gemm(const GemmShape& shape, MatrixRef<float> a, MatrixRef<float> b, GemmRe
 void Gemm(const GemmShape& shape, MatrixRef<Bf16> a, MatrixRef<Bf16> b, GemmResult<float> c);
 void Gemm(const GemmShape& shape, MatrixRef<Bf16> a, MatrixRef<Bf16> b, GemmResult<Bf16> c);
 
-// B packed once and used several times. Columns lie in panels of kPanel, so the packed form of the
-// first n' columns is a prefix when n' is a multiple of it.
+// B packed once and used several times, whole or in part. Columns lie in panels of kPanel.
 inline constexpr int64_t kPanel = 32;
+
+// Rows [k_begin, k_begin + shape.k) and columns [n_begin, n_begin + shape.n) of a packed B.
+struct PackedB {
+  const void* data = nullptr;
+  int64_t k = 0;        // as it was packed
+  int64_t n = 0;        // as it was packed
+  int64_t k_begin = 0;  // even
+  int64_t n_begin = 0;  // a multiple of kPanel
+};
+
+// Room for a packed B.
 template <class T>
 int64_t PackedBytes(int64_t k, int64_t n);
 // `packed` is aligned to 64 bytes.
 template <class T>
-void PackB(int64_t k, int64_t n, MatrixRef<T> b, void* packed);
-// As Gemm. `packed` may hold more columns than shape.n, if shape.n is a multiple of kPanel.
+PackedB PackB(int64_t k, int64_t n, MatrixRef<T> b, void* packed);
+// As Gemm. The columns end at b.n or at a multiple of kPanel. Bf16: where the rows end at an odd b.k,
+// shape.k may be one more (A's last column then meets zeros).
 template <class T, class C>
-void GemmPacked(const GemmShape& shape, MatrixRef<T> a, const void* packed, GemmResult<C> c);
+void GemmPacked(const GemmShape& shape, MatrixRef<T> a, const PackedB& b, GemmResult<C> c);
 
 }  // namespace moesaic

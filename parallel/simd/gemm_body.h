@@ -295,7 +295,7 @@ void MultiplyPanel(const GemmShape& shape, Words2d a, int64_t tile_bytes, const 
 }
 
 template <class T, class C>
-void Multiply(const GemmShape& shape, MatrixRef<T> a, const void* packed, void* scratch,
+void Multiply(const GemmShape& shape, MatrixRef<T> a, const PackedB& b, void* scratch,
               GemmResult<C> c) {
   const int64_t words = Words<T>(shape.k);
   Words2d in{(const char*)a.data, a.row_stride * (int64_t)sizeof(T), kWordBytes};
@@ -309,14 +309,15 @@ void Multiply(const GemmShape& shape, MatrixRef<T> a, const void* packed, void* 
     in = {(const char*)scratch, kWordBytes, kTileRows * kWordBytes};
     tile_bytes = kTileRows * words * kWordBytes;
   }
-  const VecF* panel = (const VecF*)packed;
+  const int64_t words_packed = Words<T>(b.k), first_word = Words<T>(b.k_begin);
+  const VecF* panel = (const VecF*)b.data + b.n_begin / kLanes * words_packed;
   for (int64_t column = 0; column < shape.n; column += kPanel) {
-    const int64_t vectors = PanelVectors(shape.n, column);
+    const int64_t vectors = PanelVectors(b.n, b.n_begin + column);
     const int64_t left = shape.n - column;
-    MultiplyPanel<T>(shape, in, tile_bytes, panel, vectors,
+    MultiplyPanel<T>(shape, in, tile_bytes, panel + first_word * vectors, vectors,
                      GemmResult<C>{c.data + column, c.stride, c.accumulate},
                      left < kPanel ? left : kPanel);
-    panel += vectors * words;
+    panel += vectors * words_packed;
   }
 }
 

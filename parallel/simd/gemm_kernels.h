@@ -12,9 +12,9 @@ struct GemmKernels {
   void (*pack_b)(int64_t k, int64_t n, MatrixRef<T> b, void* packed);
   // Room that `multiply` needs for A; 0 where it reads A in place.
   int64_t (*scratch_bytes)(const GemmShape& shape, MatrixRef<T> a);
-  void (*multiply)(const GemmShape& shape, MatrixRef<T> a, const void* packed, void* scratch,
+  void (*multiply)(const GemmShape& shape, MatrixRef<T> a, const PackedB& b, void* scratch,
                    GemmResult<float> c);
-  void (*multiply_narrow)(const GemmShape& shape, MatrixRef<T> a, const void* packed, void* scratch,
+  void (*multiply_narrow)(const GemmShape& shape, MatrixRef<T> a, const PackedB& b, void* scratch,
                           GemmResult<Bf16> c);
 };
 

@@ -1,5 +1,6 @@
 #include "parallel/simd/gemm.h"
 
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -86,7 +87,7 @@ void ExpectExact(const GemmKernelTable& table, const GemmShape& s, bool a_transp
   std::vector<char> memory_b, memory_a;
   char* packed = Aligned(memory_b, kernels.packed_bytes(s.k, s.n));
   kernels.pack_b(s.k, s.n, rb, packed);
-  kernels.multiply(s, ra, packed, Aligned(memory_a, kernels.scratch_bytes(s, ra)),
+  kernels.multiply(s, ra, {packed, s.k, s.n}, Aligned(memory_a, kernels.scratch_bytes(s, ra)),
                    {c.data(), stride, true});
   for (int64_t i = 0; i < s.m; ++i) {
     for (int64_t j = 0; j < stride; ++j) {
@@ -127,19 +128,29 @@ TEST(Gemm, NarrowResultIsTheRoundedOne) {
   }
 }
 
-TEST(Gemm, PackedPrefixGivesTheSameBits) {
+template <class T>
+void ExpectPartsOfPackedB() {
   std::mt19937 random(3);
-  const int64_t k = 50, n = 90, m = 20;
-  const auto a = Random<float>(m * k, random), b = Random<float>(k * n, random);
+  const int64_t k = 51, n = 90, m = 20;
+  const auto a = Random<T>(m * (k + 1), random), b = Random<T>(k * n, random);
   std::vector<char> memory;
-  char* packed = Aligned(memory, PackedBytes<float>(k, n));
-  PackB<float>(k, n, {b.data(), n, 1}, packed);
-  std::vector<float> whole(m * n), part(m * n);
-  GemmPacked<float, float>({m, n, k}, {a.data(), k, 1}, packed, {whole.data(), n, false});
-  GemmPacked<float, float>({m, 64, k}, {a.data(), k, 1}, packed, {part.data(), n, false});
-  for (int64_t i = 0; i < m; ++i) {
-    for (int64_t j = 0; j < n; ++j) EXPECT_EQ(part[i * n + j], j < 64 ? whole[i * n + j] : 0.0f);
+  PackedB packed = PackB<T>(k, n, {b.data(), n, 1}, Aligned(memory, PackedBytes<T>(k, n)));
+  for (auto [k_begin, k_end, n_begin, n_end] :
+       {std::array<int64_t, 4>{0, k, 0, n}, {0, 30, 0, 64}, {8, 20, 32, 64}, {34, 51, 64, 90}}) {
+    packed.k_begin = k_begin;
+    packed.n_begin = n_begin;
+    const GemmShape shape{m, n_end - n_begin, k_end - k_begin};
+    std::vector<float> got(shape.m * shape.n), want(shape.m * shape.n);
+    const MatrixRef<T> part{a.data() + k_begin, k + 1, 1};
+    GemmPacked<T, float>(shape, part, packed, {got.data(), shape.n, false});
+    Gemm(shape, part, {b.data() + k_begin * n + n_begin, n, 1}, GemmResult<float>{want.data(), shape.n});
+    EXPECT_EQ(got, want) << k_begin << " " << n_begin;
   }
+}
+
+TEST(Gemm, PartsOfAPackedB) {
+  ExpectPartsOfPackedB<float>();
+  ExpectPartsOfPackedB<Bf16>();
 }
 
 TEST(CpuLevel, IsNamed) { EXPECT_STRNE(CpuLevelName(DetectCpuLevel()), "?"); }

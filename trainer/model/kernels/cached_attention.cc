@@ -7,6 +7,9 @@
 namespace moesaic {
 namespace {
 
+// Scores are computed by whole vectors.
+int64_t RoomForKeys(int64_t keys) { return (keys + 15) / 16 * 16; }
+
 // One pass over qkv and the caches, typed.
 template <class T>
 struct CachedAttention {
@@ -33,7 +36,7 @@ struct CachedAttention {
     }
   }
 
-  // Head `head` of token `t`; `scores` has room for past + length.
+  // Head `head` of token `t`; `scores` has room for RoomForKeys(past + length).
   void Attend(int64_t t, int64_t head, std::vector<float>& scores, std::vector<float>& sum) const {
     const RowKernels<T>& kernels = ActiveRowKernelsOf<T>();
     const int64_t w = shape.head_width, kv = KvWidth();
@@ -42,7 +45,8 @@ struct CachedAttention {
                           head / (shape.heads / shape.kv_heads) * w;
     const T* q = Token(t) + head * w;
     for (int64_t j = 0; j < keys; ++j) scores[j] = kernels.dot(q, k_cache + first + j * kv, w);
-    ActiveRowKernels().floats.softmax(scores.data(), 1.0f / std::sqrt(static_cast<float>(w)), keys);
+    ActiveRowKernels().f32.attention_softmax(scores.data(), 0, keys - 1, RoomForKeys(keys),
+                                             1.0f / std::sqrt(static_cast<float>(w)), scores.data());
     std::fill(sum.begin(), sum.end(), 0.0f);
     for (int64_t j = 0; j < keys; ++j) {
       kernels.add_scaled(v_cache + first + j * kv, scores[j], sum.data(), w);
@@ -76,7 +80,7 @@ void AttentionWithCache(const AttentionShape& shape, const at::Tensor& qkv, int6
                                   Data<T>(v_cache), Data<T>(out)};
     pass.StoreKeysAndValues();
     ParallelRows(n * shape.heads, (past + shape.length) * w, [&](int64_t begin, int64_t end) {
-      std::vector<float> scores(past + shape.length), sum(w);
+      std::vector<float> scores(RoomForKeys(past + shape.length)), sum(w);
       for (int64_t i = begin; i < end; ++i) {
         pass.Attend(i / shape.heads, i % shape.heads, scores, sum);
       }

@@ -20,6 +20,15 @@ struct AdamWCoefficients {
   float gradient_scale = 1;    // multiplies the gradient first (clipping)
 };
 
+struct AttentionRow {
+  int64_t first = 0;
+  int64_t last = 0;
+  int64_t keys = 0;
+  float scale = 1;
+  float log_sum_exp = 0;
+  float delta = 0;  // <dout, out>
+};
+
 // T: float or Bf16.
 template <class T>
 struct RowKernels {
@@ -51,6 +60,14 @@ struct RowKernels {
   void (*add_scaled)(const T* row, float factor, float* into, int64_t n);
   // to[c] = factor * from[c].
   void (*scale_to)(const float* from, float factor, T* to, int64_t n);
+  // One row of attention over keys [0, keys), of which [first, last] are seen; keys is a multiple of
+  // 16. p = softmax(scale * scores), 0 where unseen; returns the log-sum-exp. p may be scores.
+  float (*attention_softmax)(const float* scores, int64_t first, int64_t last, int64_t keys,
+                             float scale, T* p);
+  // p = exp(scale * scores - log_sum_exp), dscores = scale * p * (dp - delta); both 0 where unseen.
+  // p may be scores and dscores may be dp.
+  void (*attention_backward)(const AttentionRow& row, const float* scores, const float* dp, T* p,
+                             T* dscores);
   // One pass over a flat span: master, m, v, and the compute weight (null: none).
   void (*adamw)(const AdamWCoefficients& coefficients, const float* gradient, float* master, float* m,
                 float* v, T* compute, int64_t n);
@@ -58,8 +75,6 @@ struct RowKernels {
 
 // Those of fp32 only.
 struct FloatKernels {
-  // scores[0, n) become exp(scores * scale - their log-sum-exp), which is returned.
-  float (*softmax)(float* scores, float scale, int64_t n);
   // log(sum(exp(logits))).
   float (*log_sum_exp)(const float* logits, int64_t n);
   // logits become scale * exp(logits - log_sum_exp).

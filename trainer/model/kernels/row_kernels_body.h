@@ -200,20 +200,57 @@ float MaxOf(const float* x, int64_t n) {
   return MaxLanes(top);
 }
 
-float Softmax(float* scores, float scale, int64_t n) {
-  const float top = MaxOf(scores, n) * scale;
+// Which of the 16 keys from c on are in [first, last].
+MOESAIC_INLINE VecI Seen(int64_t c, int64_t first, int64_t last) {
+  const VecI key = VecI{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (int32_t)c;
+  return (key >= VecI{} + (int32_t)first) & (key <= VecI{} + (int32_t)last);
+}
+
+// body(c) for the vectors that hold a seen key; zero(c) for the others.
+template <class Body, class Zero>
+MOESAIC_INLINE void ForEachSeen(int64_t first, int64_t last, int64_t keys, Body body, Zero zero) {
+  const int64_t begin = first / kLanes * kLanes, end = last / kLanes * kLanes + kLanes;
+  for (int64_t c = 0; c < begin; c += kLanes) zero(c);
+  for (int64_t c = begin; c < end; c += kLanes) body(c);
+  for (int64_t c = end; c < keys; c += kLanes) zero(c);
+}
+
+template <class T>
+float AttentionSoftmax(const float* scores, int64_t first, int64_t last, int64_t keys, float scale,
+                       T* p) {
+  const VecF low = Splat(-__builtin_inff());
+  const auto nothing = [](int64_t) {};
+  VecF top_lanes = low;
+  ForEachSeen(first, last, keys, [&](int64_t c) {
+    top_lanes = Max(Seen(c, first, last) ? Load(scores + c, AllLanes{}) : low, top_lanes);
+  }, nothing);
+  const float top = MaxLanes(top_lanes) * scale;
   VecF sum{};
-  ForEachVector(n, [&](int64_t c, auto lanes) {
-    const VecF e = Exp(MulAdd(Load(scores + c, lanes), Splat(scale), Splat(-top)));
-    sum += Keep(e, 0.0f, lanes);
-    Store(scores + c, e, lanes);
+  ForEachSeen(first, last, keys, [&](int64_t c) {
+    const VecF e = Exp(MulAdd(Load(scores + c, AllLanes{}), Splat(scale), Splat(-top)));
+    sum += Seen(c, first, last) ? e : VecF{};
+  }, nothing);
+  const float log_sum_exp = top + __builtin_logf(SumLanes(sum));
+  ForEachSeen(first, last, keys, [&](int64_t c) {
+    const VecF e = Exp(MulAdd(Load(scores + c, AllLanes{}), Splat(scale), Splat(-log_sum_exp)));
+    Store(p + c, Seen(c, first, last) ? e : VecF{}, AllLanes{});
+  }, [&](int64_t c) { Store(p + c, VecF{}, AllLanes{}); });
+  return log_sum_exp;
+}
+
+template <class T>
+void AttentionBackwardRow(const AttentionRow& row, const float* scores, const float* dp, T* p,
+                          T* dscores) {
+  ForEachSeen(row.first, row.last, row.keys, [&](int64_t c) {
+    VecF e = Exp(MulAdd(Load(scores + c, AllLanes{}), Splat(row.scale), Splat(-row.log_sum_exp)));
+    e = Seen(c, row.first, row.last) ? e : VecF{};
+    const VecF d = (Load(dp + c, AllLanes{}) - row.delta) * (e * row.scale);
+    Store(p + c, e, AllLanes{});
+    Store(dscores + c, Seen(c, row.first, row.last) ? d : VecF{}, AllLanes{});
+  }, [&](int64_t c) {
+    Store(p + c, VecF{}, AllLanes{});
+    Store(dscores + c, VecF{}, AllLanes{});
   });
-  const float total = SumLanes(sum);
-  const float inverse = 1.0f / total;
-  ForEachVector(n, [&](int64_t c, auto lanes) {
-    Store(scores + c, Load(scores + c, lanes) * inverse, lanes);
-  });
-  return top + __builtin_logf(total);
 }
 
 float LogSumExp(const float* logits, int64_t n) {
@@ -265,13 +302,13 @@ constexpr RowKernels<T> MakeRowKernels() {
           RotateHeads<T>,  SwiGluRows<T>,               SwiGluBackwardRows<T>,
           CombineRowsOf<T>, CombineRowsBackwardOf<T>,   AddRow<T>,
           Dot<T>,          AddScaled<T>,                ScaleTo<T>,
-          AdamW<T>};
+          AttentionSoftmax<T>, AttentionBackwardRow<T>, AdamW<T>};
 }
 
 constexpr RowKernelTable MakeRowKernelTable() {
   return {MakeRowKernels<float>(),
           MakeRowKernels<Bf16>(),
-          {Softmax, LogSumExp, ScaledSoftmax, SumSquares, AllFinite}};
+          {LogSumExp, ScaledSoftmax, SumSquares, AllFinite}};
 }
 
 }  // namespace
