@@ -21,6 +21,11 @@ struct HeldParameter {
   std::vector<int> holders = {};
 };
 
+bool IsDense(const HeldParameter& parameter);
+bool IsHeldBy(const HeldParameter& parameter, int rank);
+// Elements rounded up to whole 64-byte lines of fp32.
+int64_t PaddedElements(int64_t elements);
+
 struct GradientStep {
   int64_t micro_batches = 0;  // of the step, over all ranks
   // Rounds of the step, equal on all ranks. In fast mode, a bucket may be reduced as soon as each
