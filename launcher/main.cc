@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "launcher/verbs/verb_list.h"
+#include "trainer/data/tokenizer.h"
 
 namespace moesaic {
 namespace {
@@ -40,7 +41,7 @@ int main(int argc, char** argv) {
                                .err = std::cerr,
                                .environment = moesaic::ProcessEnvironment(),
                                .program_path = "",
-                               .vocabulary_of = {}};
+                               .vocabulary_of = moesaic::TokenizerVocabulary};
   if (!moesaic::SetLogLevel(context.environment)) {
     std::cerr << "moesaic: MOESAIC_LOG_LEVEL must be debug, info, warning or error\n";
     return moesaic::kExitUsage;

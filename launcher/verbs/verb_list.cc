@@ -6,6 +6,7 @@
 #include "absl/strings/str_join.h"
 #include "launcher/config/spelling.h"
 #include "launcher/verbs/config.h"
+#include "launcher/verbs/data.h"
 #include "launcher/verbs/version.h"
 
 namespace moesaic {
@@ -16,6 +17,7 @@ using RegisterVerb = void (*)(CLI::App& program, VerbContext& context);
 // In the order of --help: one line a verb.
 constexpr RegisterVerb kVerbs[] = {
     RegisterConfig,
+    RegisterData,
     RegisterVersion,
 };
 

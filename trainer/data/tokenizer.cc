@@ -249,4 +249,10 @@ absl::StatusOr<std::string> Tokenizer::Decode(std::span<const int32_t> tokens) c
   return text;
 }
 
+absl::StatusOr<uint32_t> TokenizerVocabulary(const std::string& path) {
+  const auto tokenizer = Tokenizer::Load(path);
+  if (!tokenizer.ok()) return tokenizer.status();
+  return static_cast<uint32_t>(tokenizer->vocabulary());
+}
+
 }  // namespace moesaic

@@ -73,4 +73,7 @@ class Tokenizer {
   int32_t end_of_document_ = -1;
 };
 
+// Tokens of the model file at `path`. Errors of Tokenizer::Load.
+absl::StatusOr<uint32_t> TokenizerVocabulary(const std::string& path);
+
 }  // namespace moesaic
