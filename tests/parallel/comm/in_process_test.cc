@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <latch>
 #include <memory>
 #include <string>
 
@@ -42,17 +43,17 @@ Ending FailureOf(int size, const std::function<void(Communicator&)>& body,
 }
 
 TEST(InProcessTest, ADeadlineNamesTheRanksThatHaveNotEntered) {
+  std::latch entering(2);
   const Ending ending = FailureOf(4,
-                                  [](Communicator& group) {
-                                    group.Barrier();
-                                    if (group.rank() % 2 == 0) {
-                                      float x = 0;
-                                      group.AllReduceSum(&x, 1, ElementType::kFloat32);
-                                    }
+                                  [&](Communicator& group) {
+                                    if (group.rank() % 2 != 0) return;
+                                    entering.arrive_and_wait();
+                                    float x = 0;
+                                    group.AllReduceSum(&x, 1, ElementType::kFloat32);
                                   },
-                                  {.deadline = absl::Milliseconds(20)});
-  EXPECT_THAT(ending.message, HasSubstr("[world] all_reduce #2 on rank "));
-  EXPECT_THAT(ending.message, HasSubstr("waited 20ms for ranks 1, 3, not entered"));
+                                  {.deadline = absl::Milliseconds(200)});
+  EXPECT_THAT(ending.message, HasSubstr("[world] all_reduce #1 on rank "));
+  EXPECT_THAT(ending.message, HasSubstr("waited 200ms for ranks 1, 3, not entered"));
   EXPECT_EQ(ending.ranks, 2);
 }
 
