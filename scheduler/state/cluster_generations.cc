@@ -95,6 +95,8 @@ absl::Status ClusterState::On(const RankReady& event) {
       std::all_of(live->ranks.begin(), live->ranks.end(),
                   [](const RankState& state) { return state.ready; })) {
     AllReady(*job);
+  } else if (live->was_ready) {  // asked again: the answer was lost
+    out_.actions.push_back(AnswerReady{(*job)->name(), live->number, absl::OkStatus()});
   }
   return absl::OkStatus();
 }

@@ -1,0 +1,46 @@
+// CheckpointKeeper: does what the cluster state asks to be done on the checkpoint folders of its
+// jobs, and says what came of it. Disk work: never under the coordinator's lock.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "base/clock.h"
+#include "scheduler/state/events.h"
+#include "trainer/checkpoint/format/commit.h"
+
+namespace moesaic {
+
+// Thread-compatible: one background thread owns it.
+class CheckpointKeeper {
+ public:
+  // `binary`: version and build, for manifests. The others must outlive the keeper.
+  CheckpointKeeper(FileSystem* files, const Clock* clock, std::string binary)
+      : files_(files), clock_(clock), binary_(std::move(binary)) {}
+
+  // resume "auto": the newest step that verifies; broken ones are set aside, with a note. When
+  // there are steps and none verifies, DataLoss: a silent start from nothing would look like
+  // progress lost. "never": a new start. A number: that step. Steps after the chosen one are set
+  // aside, never deleted.
+  RestoreChosen Choose(const ChooseRestore& action);
+  CheckpointStaged Stage(const StageCheckpoint& action);
+  // Proof of coverage, manifest, rename, then retention.
+  CommitFinished Commit(const CommitCheckpoint& action);
+  void Discard(const DiscardStaging& action);
+
+ private:
+  absl::StatusOr<CheckpointRoot*> Root(const std::string& job, const std::string& dir);
+  absl::Status ChooseInto(const ChooseRestore& action, RestoreChosen* chosen);
+
+  FileSystem* const files_;
+  const Clock* const clock_;
+  const std::string binary_;
+  std::map<std::string, std::unique_ptr<CheckpointRoot>> roots_;  // by job
+};
+
+// 32 hexadecimal digits from the system's source of randomness.
+std::string RandomToken();
+
+}  // namespace moesaic

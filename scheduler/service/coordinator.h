@@ -1,0 +1,132 @@
+// CoordinatorCore: the cluster state with a mutex, a durable store, a clock and someone to talk to.
+// An event goes in; its records are made durable; only then its actions leave. It decides nothing
+// itself (scheduler/state does) and speaks no gRPC (server.cc does).
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/clock.h"
+#include "base/mutex.h"
+#include "scheduler/service/checkpoint_keeper.h"
+#include "scheduler/service/store.h"
+#include "scheduler/state/cluster_state.h"
+
+namespace moesaic {
+
+// Where messages to one peer go. Push and Close only note what is to be sent, so that they may be
+// called under a lock; Pump sends, and is called without one.
+template <typename Message>
+class Outbox {
+ public:
+  virtual ~Outbox() = default;
+  virtual void Push(Message message) = 0;
+  virtual void Close(absl::Status status) = 0;
+  virtual void Pump() = 0;
+};
+
+struct CoordinatorOptions {
+  ClusterOptions cluster;
+  std::string store_path;
+  // Jobs that a former coordinator left alive are marked as failed instead of going on: for one that
+  // lives inside the command that started the job.
+  bool abandon_live_jobs = false;
+  // How often time is noticed; zero: only when Handle(Tick) is called.
+  absl::Duration tick = absl::Milliseconds(100);
+  std::string binary = "moesaic";
+  const Clock* clock = &Clock::System();
+  FileSystem* files = &FileSystem::System();
+};
+
+// Thread-safe.
+class CoordinatorCore {
+ public:
+  static absl::StatusOr<std::unique_ptr<CoordinatorCore>> Open(CoordinatorOptions options);
+  // Ends the streams and waits for disk work in progress.
+  ~CoordinatorCore();
+
+  // What the sender is to be told. Unavailable after the store has failed: then nothing may be
+  // promised any more.
+  absl::Status Handle(const Event& event);
+
+  absl::Status Join(const AgentJoined& event, std::shared_ptr<Outbox<AgentCommand>> outbox);
+  // `answer` is called once, without a lock.
+  void Ready(const ReadyRequest& request, std::function<void(absl::Status)> answer);
+  // The first report of a stream: says who it is, and gets the control word at once.
+  absl::Status OpenProgress(const StepReport& first, std::shared_ptr<Outbox<Control>> outbox);
+  void CloseProgress(const Outbox<Control>* outbox);
+  absl::Status Watch(const WatchJobRequest& request, std::shared_ptr<Outbox<JobEvent>> outbox);
+  void Unwatch(const Outbox<JobEvent>* outbox);
+
+  absl::StatusOr<JobStatus> GetJob(const std::string& job) const;
+  absl::StatusOr<RankTable> GetRankTable(const WorkerIdentity& worker);
+
+  // Ends all streams and refuses what comes; for a server that wants to stop.
+  void Shutdown();
+
+ private:
+  using BackgroundWork = std::variant<ChooseRestore, StageCheckpoint, CommitCheckpoint, DiscardStaging>;
+  struct ReadyCall {
+    std::string job;
+    uint64_t generation = 0;
+    std::function<void(absl::Status)> answer;
+  };
+  struct ProgressStream {
+    std::string job;
+    uint64_t generation = 0;
+    std::shared_ptr<Outbox<Control>> outbox;
+  };
+  struct Watcher {
+    std::string job;
+    std::shared_ptr<Outbox<JobEvent>> outbox;
+  };
+  // Sends what was noted under the lock.
+  using Deliveries = std::vector<std::function<void()>>;
+
+  CoordinatorCore(CoordinatorOptions options, std::unique_ptr<Store> store,
+                  const std::vector<JobRecord>& records);
+
+  absl::Status HandleLocked(const Event& event, Deliveries* deliveries)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // After the first step of HandleLocked: records are durable.
+  void Do(const Action& action, Deliveries* deliveries) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Publish(const PublishEvent& action, Deliveries* deliveries)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<Outcome> Decide(const Event& event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void DoAll(const Outcome& outcome, Deliveries* deliveries) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void CloseAll(const absl::Status& status, Deliveries* deliveries)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  static void Deliver(const Deliveries& deliveries);
+  void RunBackground() ABSL_LOCKS_EXCLUDED(mutex_);
+  void RunTicks() ABSL_LOCKS_EXCLUDED(mutex_);
+
+  const CoordinatorOptions options_;
+  CheckpointKeeper keeper_;  // of the background thread
+
+  mutable Mutex mutex_;
+  CondVar changed_;
+  ClusterState state_ ABSL_GUARDED_BY(mutex_);
+  const std::unique_ptr<Store> store_ ABSL_PT_GUARDED_BY(mutex_);
+  absl::Status broken_ ABSL_GUARDED_BY(mutex_);
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::map<std::string, std::shared_ptr<Outbox<AgentCommand>>> agents_ ABSL_GUARDED_BY(mutex_);
+  std::vector<ReadyCall> ready_calls_ ABSL_GUARDED_BY(mutex_);
+  std::vector<ProgressStream> progress_ ABSL_GUARDED_BY(mutex_);
+  std::vector<Watcher> watchers_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, std::deque<JobEvent>> events_ ABSL_GUARDED_BY(mutex_);
+  std::deque<BackgroundWork> background_ ABSL_GUARDED_BY(mutex_);
+
+  std::thread background_thread_;
+  std::thread tick_thread_;
+};
+
+}  // namespace moesaic

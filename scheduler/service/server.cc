@@ -1,0 +1,324 @@
+#include "scheduler/service/server.h"
+
+#include <fmt/format.h>
+#include <grpcpp/grpcpp.h>
+
+#include <deque>
+#include <optional>
+#include <utility>
+
+#include "base/mutex.h"
+#include "proto/coordinator.grpc.pb.h"
+#include "scheduler/client/channel.h"
+
+namespace moesaic {
+namespace {
+
+// A peer that does not read for so long that this much is queued is cut off.
+constexpr size_t kMaxQueuedMessages = 20000;
+
+// The writing half of a stream: one write at a time, from a queue. gRPC may call back from within a
+// call to it, so none is made under the lock. Outlives its reactor, which Detach-es when it is done.
+template <typename Reactor, typename Message>
+class StreamOutbox : public Outbox<Message> {
+ public:
+  explicit StreamOutbox(Reactor* reactor) : reactor_(reactor) {}
+
+  void Push(Message message) override {
+    MutexLock lock(&mutex_);
+    if (closing_) return;
+    queue_.push_back(std::move(message));
+    if (queue_.size() > kMaxQueuedMessages) CloseLocked(absl::ResourceExhaustedError("slow reader"));
+  }
+  void Close(absl::Status status) override {
+    MutexLock lock(&mutex_);
+    CloseLocked(std::move(status));
+  }
+  void Pump() override {
+    Reactor* reactor = nullptr;
+    bool finish = false;
+    {
+      MutexLock lock(&mutex_);
+      if (reactor_ == nullptr || writing_ || finished_) return;
+      if (!queue_.empty()) {
+        current_ = std::move(queue_.front());
+        queue_.pop_front();
+        writing_ = true;
+      } else if (closing_) {
+        finished_ = finish = true;
+      } else {
+        return;
+      }
+      reactor = reactor_;
+    }
+    if (finish) {
+      reactor->Finish(ToGrpc(*closing_));
+    } else {
+      reactor->StartWrite(&current_);
+    }
+  }
+  void OnWritten(bool ok) {
+    {
+      MutexLock lock(&mutex_);
+      writing_ = false;
+      if (!ok) {
+        queue_.clear();
+        CloseLocked(absl::UnavailableError("the stream broke"));
+      }
+    }
+    Pump();
+  }
+  void Detach() {
+    MutexLock lock(&mutex_);
+    reactor_ = nullptr;
+    queue_.clear();
+  }
+
+ private:
+  void CloseLocked(absl::Status status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (!closing_) closing_ = std::move(status);
+  }
+
+  Mutex mutex_;
+  Reactor* reactor_ ABSL_GUARDED_BY(mutex_);
+  std::deque<Message> queue_ ABSL_GUARDED_BY(mutex_);
+  Message current_;  // while writing_
+  bool writing_ ABSL_GUARDED_BY(mutex_) = false;
+  bool finished_ ABSL_GUARDED_BY(mutex_) = false;
+  std::optional<absl::Status> closing_;  // set once, then constant
+};
+
+class AgentReactor : public grpc::ServerBidiReactor<AgentMessage, AgentCommand> {
+ public:
+  explicit AgentReactor(CoordinatorCore* core)
+      : core_(core), outbox_(std::make_shared<StreamOutbox<AgentReactor, AgentCommand>>(this)) {
+    StartRead(&message_);
+  }
+  void OnReadDone(bool ok) override {
+    if (!ok) {
+      End(absl::OkStatus());
+      return;
+    }
+    const absl::Status status = Take();
+    if (status.ok()) {
+      StartRead(&message_);
+    } else {
+      End(status);
+    }
+  }
+  void OnWriteDone(bool ok) override { outbox_->OnWritten(ok); }
+  void OnDone() override {
+    outbox_->Detach();
+    delete this;
+  }
+
+ private:
+  absl::Status Take() {
+    if (!registered_) {
+      if (!message_.has_registration()) {
+        return absl::InvalidArgumentError("the first message of an agent is its registration");
+      }
+      agent_ = message_.agent();
+      incarnation_ = message_.incarnation();
+      const absl::Status status =
+          core_->Join(AgentJoined{agent_, incarnation_, message_.registration()}, outbox_);
+      registered_ = status.ok();
+      return status;
+    }
+    switch (message_.kind_case()) {
+      case AgentMessage::kRenewal: return core_->Handle(AgentRenewed{agent_, incarnation_});
+      case AgentMessage::kEnded:
+        return core_->Handle(GenerationEnd{agent_, incarnation_, message_.ended()});
+      case AgentMessage::kPersisted:
+        // Stale shards are no reason to drop the agent.
+        core_->Handle(ShardsReported{agent_, incarnation_, message_.persisted()}).IgnoreError();
+        return absl::OkStatus();
+      default: return absl::InvalidArgumentError("not a message of a registered agent");
+    }
+  }
+  void End(const absl::Status& status) {
+    if (registered_) {
+      core_->Handle(AgentLost{agent_, incarnation_, "its connection closed"}).IgnoreError();
+    }
+    outbox_->Close(status);
+    outbox_->Pump();
+  }
+
+  CoordinatorCore* const core_;
+  const std::shared_ptr<StreamOutbox<AgentReactor, AgentCommand>> outbox_;
+  AgentMessage message_;
+  bool registered_ = false;
+  std::string agent_;
+  std::string incarnation_;
+};
+
+class ProgressReactor : public grpc::ServerBidiReactor<StepReport, Control> {
+ public:
+  explicit ProgressReactor(CoordinatorCore* core)
+      : core_(core), outbox_(std::make_shared<StreamOutbox<ProgressReactor, Control>>(this)) {
+    StartRead(&report_);
+  }
+  void OnReadDone(bool ok) override {
+    absl::Status status;
+    if (ok) {
+      status = opened_ ? core_->Handle(StepReported{report_})
+                       : core_->OpenProgress(report_, outbox_);
+      opened_ = true;
+    }
+    if (ok && status.ok()) {
+      StartRead(&report_);
+    } else {
+      outbox_->Close(status);
+      outbox_->Pump();
+    }
+  }
+  void OnWriteDone(bool ok) override { outbox_->OnWritten(ok); }
+  void OnDone() override {
+    core_->CloseProgress(outbox_.get());
+    outbox_->Detach();
+    delete this;
+  }
+
+ private:
+  CoordinatorCore* const core_;
+  const std::shared_ptr<StreamOutbox<ProgressReactor, Control>> outbox_;
+  StepReport report_;
+  bool opened_ = false;
+};
+
+class WatchReactor : public grpc::ServerWriteReactor<JobEvent> {
+ public:
+  WatchReactor(CoordinatorCore* core, const WatchJobRequest& request)
+      : core_(core), outbox_(std::make_shared<StreamOutbox<WatchReactor, JobEvent>>(this)) {
+    const absl::Status status = core_->Watch(request, outbox_);
+    if (status.ok()) return;
+    outbox_->Close(status);
+    outbox_->Pump();
+  }
+  void OnWriteDone(bool ok) override { outbox_->OnWritten(ok); }
+  void OnCancel() override {
+    core_->Unwatch(outbox_.get());
+    outbox_->Close(absl::CancelledError("the watcher left"));
+    outbox_->Pump();
+  }
+  void OnDone() override {
+    core_->Unwatch(outbox_.get());
+    outbox_->Detach();
+    delete this;
+  }
+
+ private:
+  CoordinatorCore* const core_;
+  const std::shared_ptr<StreamOutbox<WatchReactor, JobEvent>> outbox_;
+};
+
+class Service : public Coordinator::CallbackService {
+ public:
+  explicit Service(CoordinatorCore* core) : core_(core) {}
+
+  grpc::ServerUnaryReactor* SubmitJob(grpc::CallbackServerContext* context,
+                                      const SubmitJobRequest* request,
+                                      SubmitJobReply* reply) override {
+    reply->set_job(request->spec().name());
+    return Answer(context, core_->Handle(JobSubmitted{request->spec(), request->resume()}));
+  }
+  grpc::ServerUnaryReactor* GetJob(grpc::CallbackServerContext* context, const JobRef* request,
+                                   JobStatus* reply) override {
+    return Answer(context, Put(core_->GetJob(request->job()), reply));
+  }
+  grpc::ServerUnaryReactor* StopJob(grpc::CallbackServerContext* context,
+                                    const StopJobRequest* request, StopJobReply*) override {
+    return Answer(context, core_->Handle(StopRequested{request->job(), request->now()}));
+  }
+  grpc::ServerUnaryReactor* GetRankTable(grpc::CallbackServerContext* context,
+                                         const WorkerIdentity* request, RankTable* reply) override {
+    return Answer(context, Put(core_->GetRankTable(*request), reply));
+  }
+  grpc::ServerUnaryReactor* ReportSnapshot(grpc::CallbackServerContext* context,
+                                           const SnapshotReport* request, SnapshotReply*) override {
+    return Answer(context, core_->Handle(SnapshotReported{*request}));
+  }
+  grpc::ServerUnaryReactor* Ready(grpc::CallbackServerContext* context, const ReadyRequest* request,
+                                  ReadyReply*) override {
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    core_->Ready(*request, [reactor](absl::Status status) { reactor->Finish(ToGrpc(status)); });
+    return reactor;
+  }
+  grpc::ServerBidiReactor<AgentMessage, AgentCommand>* AgentSession(
+      grpc::CallbackServerContext*) override {
+    return new AgentReactor(core_);
+  }
+  grpc::ServerBidiReactor<StepReport, Control>* Progress(grpc::CallbackServerContext*) override {
+    return new ProgressReactor(core_);
+  }
+  grpc::ServerWriteReactor<JobEvent>* WatchJob(grpc::CallbackServerContext*,
+                                               const WatchJobRequest* request) override {
+    return new WatchReactor(core_, *request);
+  }
+
+ private:
+  static grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context,
+                                          const absl::Status& status) {
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    reactor->Finish(ToGrpc(status));
+    return reactor;
+  }
+  template <typename Reply>
+  static absl::Status Put(absl::StatusOr<Reply> value, Reply* reply) {
+    if (!value.ok()) return value.status();
+    *reply = *std::move(value);
+    return absl::OkStatus();
+  }
+
+  CoordinatorCore* const core_;
+};
+
+class RunningServer : public CoordinatorServer {
+ public:
+  explicit RunningServer(CoordinatorCore* core) : core_(core), service_(core) {}
+  ~RunningServer() override {
+    core_->Shutdown();
+    if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now());
+  }
+
+  absl::Status Listen(int port) {
+    grpc::ServerBuilder builder;
+    int bound = 0;
+    builder.AddListeningPort(fmt::format("127.0.0.1:{}", port), grpc::InsecureServerCredentials(),
+                             &bound);
+    builder.RegisterService(&service_);
+    builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
+    builder.SetMaxSendMessageSize(kMaxMessageBytes);
+    // Clients ping often (channel.cc); a default server would cut them off for it.
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 500);
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 5000);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000);
+    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    server_ = builder.BuildAndStart();
+    if (server_ == nullptr || bound == 0) {
+      return absl::UnavailableError(fmt::format("cannot listen on 127.0.0.1:{}", port));
+    }
+    address_ = fmt::format("127.0.0.1:{}", bound);
+    return absl::OkStatus();
+  }
+  const std::string& address() const override { return address_; }
+
+ private:
+  CoordinatorCore* const core_;
+  Service service_;
+  std::unique_ptr<grpc::Server> server_;
+  std::string address_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(CoordinatorCore* core,
+                                                                            int port) {
+  auto server = std::make_unique<RunningServer>(core);
+  if (const absl::Status status = server->Listen(port); !status.ok()) return status;
+  return server;
+}
+
+}  // namespace moesaic
