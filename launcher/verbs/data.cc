@@ -42,9 +42,7 @@ void AddFormat(CLI::App* verb, std::string* format) {
 }
 
 void AddInputs(CLI::App* verb, std::vector<std::string>* inputs) {
-  verb->add_option("--input", *inputs, "Text files, UTF-8")
-      ->required()
-      ->check(CLI::ExistingFile);
+  verb->add_option("--input", *inputs, "Text files, UTF-8")->required()->check(CLI::ExistingFile);
 }
 
 void RunTokenizer(const TokenizerFlags& flags, VerbContext& context) {

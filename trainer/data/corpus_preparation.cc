@@ -25,12 +25,13 @@ struct EncodedPiece {
   std::vector<int32_t> tokens;
 };
 
-std::vector<EncodedPiece> Encode(const std::vector<TextPiece>& pieces, const Tokenizer& tokenizer) {
+std::vector<EncodedPiece> Encode(const std::vector<TextPiece>& pieces, const Tokenizer& tokenizer,
+                                 EncodeCache* cache) {
   std::vector<EncodedPiece> encoded;
   encoded.reserve(pieces.size());
   for (const TextPiece& piece : pieces) {
     encoded.push_back({XXH3_64bits(piece.text.data(), piece.text.size()), piece.starts_document,
-                       tokenizer.Encode(piece.text)});
+                       tokenizer.Encode(piece.text, cache)});
   }
   return encoded;
 }
@@ -139,7 +140,7 @@ class EncodePipeline {
  public:
   EncodePipeline(const CorpusPreparation& preparation, const Tokenizer& tokenizer,
                  CorpusWriter* writer)
-      : tokenizer_(tokenizer), threads_(preparation.threads), writer_(writer) {}
+      : tokenizer_(tokenizer), caches_(preparation.threads), writer_(writer) {}
 
   absl::Status Add(TextPiece piece) {
     batch_bytes_ += static_cast<int64_t>(piece.text.size());
@@ -158,10 +159,12 @@ class EncodePipeline {
  private:
   absl::Status Flush() {
     absl::Status status;
-    if (static_cast<int>(under_way_.size()) >= threads_) status = WriteOldest();
-    under_way_.push_back(std::async(std::launch::async, [this, pieces = std::exchange(batch_, {})] {
-      return Encode(pieces, tokenizer_);
-    }));
+    if (under_way_.size() >= caches_.size()) status = WriteOldest();
+    EncodeCache* cache = &caches_[batches_++ % caches_.size()];
+    under_way_.push_back(
+        std::async(std::launch::async, [this, cache, pieces = std::exchange(batch_, {})] {
+          return Encode(pieces, tokenizer_, cache);
+        }));
     batch_bytes_ = 0;
     return status;
   }
@@ -176,7 +179,8 @@ class EncodePipeline {
   }
 
   const Tokenizer& tokenizer_;
-  int threads_;
+  std::vector<EncodeCache> caches_;  // one a thread: batch b has cache b mod threads
+  size_t batches_ = 0;
   CorpusWriter* writer_;
   std::vector<TextPiece> batch_;
   int64_t batch_bytes_ = 0;

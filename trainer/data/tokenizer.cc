@@ -15,6 +15,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "absl/container/flat_hash_map.h"
 #include "trainer/data/document_reader.h"
 #include "trainer/data/sentencepiece_model.h"
 
@@ -24,6 +25,8 @@ namespace {
 // SentencePiece writes a space as this character, so text that has it goes by bytes.
 constexpr std::string_view kSpaceMark = "\xe2\x96\x81";
 constexpr int64_t kLineBytes = 4096;
+constexpr size_t kCachedWordBytes = 64;
+constexpr size_t kCachedWords = size_t{1} << 18;
 
 // The bytes of the UTF-8 character that `text` starts with; 0 when they are not one.
 size_t CharacterBytes(std::string_view text) {
@@ -108,6 +111,15 @@ std::string WithSpaces(std::string piece) {
   return piece;
 }
 
+// The bytes of the word that `text` starts with: up to the next space, or with the next line end.
+size_t WordBytes(std::string_view text) {
+  for (size_t at = 0; at < text.size(); ++at) {
+    if (text[at] == '\n') return at + 1;
+    if (at > 0 && text[at] == ' ') return at;
+  }
+  return text.size();
+}
+
 absl::Status WriteFile(const std::string& path, const std::string& bytes) {
   std::error_code ignored;  // a folder that cannot be made shows when the file is opened
   const auto parent = std::filesystem::path(path).parent_path();
@@ -150,13 +162,24 @@ absl::StatusOr<TokenizerSummary> TrainTokenizer(const TokenizerTraining& trainin
       TrainSentencePiece({TrainerFlags(training.vocabulary), [&] { return lines.Next(); }}, &model);
   if (!lines.status().ok()) return lines.status();
   if (!problem.empty()) {
-    return absl::InvalidArgumentError(
-        fmt::format("[data] no tokenizer of {} tokens from {} bytes of text: {}",
-                    training.vocabulary, lines.bytes(), problem));
+    // What follows the library's own place in its source; it names flags that are not ours.
+    const size_t place = problem.rfind("] ");
+    const std::string reason = place == std::string::npos ? problem : problem.substr(place + 2);
+    return absl::InvalidArgumentError(fmt::format(
+        "[data] no tokenizer of {} tokens from {} bytes of text: {}", training.vocabulary,
+        lines.bytes(), reason.substr(0, reason.find(" Increase"))));
   }
   if (auto written = WriteFile(training.output, model); !written.ok()) return written;
   return TokenizerSummary{*total, lines.bytes(), training.vocabulary};
 }
+
+struct EncodeCache::Words {
+  absl::flat_hash_map<std::string, std::vector<int32_t>> tokens;
+};
+
+EncodeCache::EncodeCache() : words_(std::make_unique<Words>()) {}
+EncodeCache::EncodeCache(EncodeCache&&) noexcept = default;
+EncodeCache::~EncodeCache() = default;
 
 absl::StatusOr<Tokenizer> Tokenizer::Load(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -202,6 +225,7 @@ Tokenizer::Tokenizer(std::unique_ptr<SentencePieceModel> model) : model_(std::mo
   end_of_document_ = model_->end_of_sentence();
   const std::vector<int> probe = model_->Encode("a");
   adds_space_ = !probe.empty() && text_of_token_[probe[0]].substr(0, 1) == " ";
+  words_stand_alone_ = WordsStandAlone();
 }
 
 Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
@@ -210,7 +234,23 @@ Tokenizer::~Tokenizer() = default;
 
 int64_t Tokenizer::vocabulary() const { return static_cast<int64_t>(text_of_token_.size()); }
 
+bool Tokenizer::WordsStandAlone() const {
+  if (token_of_byte_.empty() || adds_space_) return false;
+  for (int32_t token = 0; token < model_->size(); ++token) {
+    const std::string& text = text_of_token_[token];
+    if (model_->kind(token) != PieceKind::kText) continue;
+    if (text.find(' ', 1) != std::string::npos) return false;
+    if (text.find('\n') < text.size() - 1) return false;
+  }
+  constexpr char kSpaced[] = " a  b ";  // a model may drop spaces, which depends on its neighbours
+  return *Decode(Encode(kSpaced)) == kSpaced;
+}
+
 std::vector<int32_t> Tokenizer::Encode(absl::string_view text) const {
+  return Encode(text, nullptr);
+}
+
+std::vector<int32_t> Tokenizer::Encode(absl::string_view text, EncodeCache* cache) const {
   std::vector<int32_t> tokens;
   std::string_view rest(text.data(), text.size());
   if (token_of_byte_.empty() || adds_space_) {
@@ -219,7 +259,7 @@ std::vector<int32_t> Tokenizer::Encode(absl::string_view text) const {
   }
   while (!rest.empty()) {
     const size_t plain = PlainBytes(rest);
-    if (plain > 0) EncodeText(rest.substr(0, plain), &tokens);
+    if (plain > 0) EncodePlain(rest.substr(0, plain), cache, &tokens);
     rest.remove_prefix(plain);
     if (rest.empty()) break;
     const size_t bytes = rest.substr(0, kSpaceMark.size()) == kSpaceMark ? kSpaceMark.size() : 1;
@@ -229,6 +269,28 @@ std::vector<int32_t> Tokenizer::Encode(absl::string_view text) const {
     rest.remove_prefix(bytes);
   }
   return tokens;
+}
+
+void Tokenizer::EncodePlain(std::string_view text, EncodeCache* cache,
+                            std::vector<int32_t>* tokens) const {
+  if (cache == nullptr || !words_stand_alone_) return EncodeText(text, tokens);
+  auto& known = cache->words_->tokens;
+  while (!text.empty()) {
+    const size_t bytes = WordBytes(text);
+    const std::string_view word = text.substr(0, bytes);
+    text.remove_prefix(bytes);
+    if (bytes > kCachedWordBytes) {
+      EncodeText(word, tokens);
+      continue;
+    }
+    auto entry = known.find(absl::string_view(word.data(), word.size()));
+    if (entry == known.end()) {
+      if (known.size() >= kCachedWords) known.clear();
+      const std::vector<int> ids = model_->Encode(word);
+      entry = known.emplace(word, std::vector<int32_t>(ids.begin(), ids.end())).first;
+    }
+    tokens->insert(tokens->end(), entry->second.begin(), entry->second.end());
+  }
 }
 
 void Tokenizer::EncodeText(std::string_view text, std::vector<int32_t>* tokens) const {

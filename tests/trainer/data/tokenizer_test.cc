@@ -92,6 +92,19 @@ TEST_F(TokenizerTest, PiecesOfADocumentGiveTheTokensOfTheWhole) {
   EXPECT_EQ(in_pieces, tokenizer.Encode(SomeText()));
 }
 
+TEST_F(TokenizerTest, ACacheChangesNoToken) {
+  const Tokenizer tokenizer = Loaded();
+  EncodeCache cache;
+  EXPECT_EQ(tokenizer.Encode(SomeText(), &cache), tokenizer.Encode(SomeText()));
+  std::mt19937 random(13);
+  const std::string alphabet = "inthebeg  \n\n\t\xff" + std::string("\xe2\x96\x81");
+  for (int trial = 0; trial < 500; ++trial) {
+    std::string text(random() % 200, ' ');
+    for (char& c : text) c = alphabet[random() % alphabet.size()];
+    EXPECT_EQ(tokenizer.Encode(text, &cache), tokenizer.Encode(text)) << text;
+  }
+}
+
 TEST_F(TokenizerTest, TrainingIsDeterministic) {
   ASSERT_TRUE(TrainTokenizer({{*folder_ / "text"}, *folder_ / "again.model", 320}).ok());
   EXPECT_EQ(FileBytes(*folder_ / "again.model"), FileBytes(*folder_ / "bpe.model"));
