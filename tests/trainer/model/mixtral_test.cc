@@ -1,0 +1,85 @@
+// A Mixtral's numbers, as Hugging Face transformers computes them (tests/peers).
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "tests/trainer/model/mixtral_golden.h"
+#include "tests/trainer/model/model_fixture.h"
+#include "trainer/model/decode.h"
+#include "trainer/model/feed_forward.h"
+
+namespace moesaic {
+namespace {
+
+constexpr double kTolerance = 1e-4;
+
+MicroBatch BatchOf(const at::Tensor& tokens, const at::Tensor& targets) {
+  MicroBatch batch;
+  batch.id = 0;
+  batch.sequences = tokens.size(0);
+  batch.length = tokens.size(1);
+  batch.tokens = tokens.reshape({-1});
+  batch.targets = targets.reshape({-1});
+  return batch;
+}
+
+class MixtralGolden : public ::testing::Test {
+ protected:
+  MixtralGolden()
+      : model_(GoldenJob()),
+        golden_(ReadGolden("golden.safetensors")),
+        weights_(model_.catalog(),
+                 FromHuggingFace(model_.catalog(), ReadGolden("model.safetensors"), "")),
+        batch_(BatchOf(golden_.at("tokens"), golden_.at("targets"))) {}
+
+  PassOptions Options() const {
+    PassOptions options;
+    options.loss_scale = 1.0 / batch_.targets.ge(0).sum().item<double>();
+    return options;
+  }
+
+  const SingleRankModel model_;
+  std::map<std::string, at::Tensor> golden_;
+  FixedWeights weights_;
+  MicroBatch batch_;
+};
+
+TEST_F(MixtralGolden, LossAndRouterProbabilities) {
+  const PassOptions options = Options();
+  TransformerPass pass(model_.transformer(), batch_, options, weights_);
+  pass.RunForward();
+  const double loss = golden_.at("loss").item<double>();
+  EXPECT_NEAR(pass.scalars().loss_sum * options.loss_scale, loss, kTolerance * loss);
+  for (int layer = 0; layer < 2; ++layer) {
+    const Routing& routing = MoeBlock::RoutingOf(pass.contexts()[2 + 2 * layer]);
+    EXPECT_LT(RelativeError(routing.scores, golden_.at(absl::StrCat("router.", layer))),
+              kTolerance);
+  }
+}
+
+TEST_F(MixtralGolden, EveryGradient) {
+  const ParameterCatalog& catalog = model_.catalog();
+  const auto expected = FromHuggingFace(catalog, golden_, "gradient.");
+  for (const bool reproducible : {false, true}) {
+    PassOptions options = Options();
+    options.reproducible = reproducible;
+    TransformerPass pass(model_.transformer(), batch_, options, weights_);
+    LeafSink sink(catalog);
+    pass.RunForward();
+    pass.RunBackward(sink);
+    for (ParameterId id = 0; id < catalog.size(); ++id) {
+      EXPECT_LT(RelativeError(sink.Sum(id), expected[id]), kTolerance) << catalog[id].name;
+    }
+  }
+}
+
+TEST_F(MixtralGolden, LogitsOfEveryPosition) {
+  Decoder decoder(model_.transformer(), weights_, batch_.sequences, batch_.length, at::kFloat);
+  const at::Tensor tokens = golden_.at("tokens");
+  for (int64_t t = 0; t < batch_.length; ++t) {
+    const at::Tensor logits = decoder.Append(tokens.narrow(1, t, 1));
+    EXPECT_LT(RelativeError(logits, golden_.at("logits").select(1, t)), kTolerance) << t;
+  }
+}
+
+}  // namespace
+}  // namespace moesaic
