@@ -32,7 +32,7 @@ std::vector<std::string> SourcesOf(const ParameterSpec& parameter) {
 }  // namespace
 
 std::map<std::string, at::Tensor> ReadGolden(const std::string& name) {
-  const auto folder = RealFileSystem()->OpenFolder("tests/peers/golden/mixtral");
+  const auto folder = FileSystem::System().OpenFolder("tests/peers/golden/mixtral");
   TORCH_CHECK(folder.ok(), folder.status().ToString());
   const auto file = (*folder)->Open(name);
   TORCH_CHECK(file.ok(), file.status().ToString());
