@@ -53,7 +53,7 @@ class Step {
       LeafSink sink(catalog_);
       std::map<int64_t, PassScalars> scalars;
       RunRank(mesh, placement, world, sink, scalars);
-      MutexLock lock(mutex);
+      MutexLock lock(&mutex);
       for (const auto& [leaf, value] : sink.leaves()) {
         result.reported[world.rank()].insert(std::get<0>(leaf));
         const auto [at, fresh] = result.leaves.emplace(leaf, value);
