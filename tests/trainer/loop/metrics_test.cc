@@ -1,0 +1,79 @@
+#include "trainer/loop/metrics.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+namespace moesaic {
+namespace {
+
+StepMetrics Step(uint64_t step) {
+  StepMetrics metrics;
+  metrics.set_step(step);
+  metrics.set_generation(2);
+  metrics.set_loss(3.5);
+  metrics.set_grad_norm(0.25);
+  metrics.set_tokens(4096);
+  metrics.add_expert_load_max_over_mean(1.5);
+  metrics.add_expert_load_max_over_mean(1.25);
+  return metrics;
+}
+
+std::string ReadAll(const std::string& path) {
+  std::ifstream in(path);
+  std::stringstream out;
+  out << in.rdbuf();
+  return out.str();
+}
+
+class MetricsFileTest : public ::testing::Test {
+ protected:
+  void SetUp() override { std::filesystem::remove_all(dir_); }
+  void TearDown() override { std::filesystem::remove_all(dir_); }
+  const std::string dir_ =
+      ::testing::TempDir() + "/metrics_" +
+      ::testing::UnitTest::GetInstance()->current_test_info()->name();
+};
+
+TEST(MetricsLine, HasTheDocumentedKeysInOrder) {
+  const auto line = nlohmann::ordered_json::parse(MetricsLine(Step(5)));
+  std::vector<std::string> keys;
+  for (const auto& [key, value] : line.items()) keys.push_back(key);
+  EXPECT_EQ(keys, (std::vector<std::string>{"step", "generation", "loss", "aux_loss", "grad_norm",
+                                            "lr", "tokens", "seconds", "tokens_per_second",
+                                            "expert_load_max_over_mean"}));
+  EXPECT_EQ(line["step"], 5);
+  EXPECT_EQ(line["expert_load_max_over_mean"].size(), 2u);
+}
+
+TEST(MetricsLine, WritesNullForWhatIsNotFinite) {
+  StepMetrics metrics = Step(1);
+  metrics.set_loss(std::nan(""));
+  metrics.set_skipped(true);
+  const auto line = nlohmann::json::parse(MetricsLine(metrics));
+  EXPECT_TRUE(line["loss"].is_null());
+  EXPECT_EQ(line["skipped"], true);
+}
+
+TEST_F(MetricsFileTest, AppendsAcrossOpensAndEndsATornLine) {
+  ASSERT_TRUE((*MetricsFile::Open(dir_))->Append(Step(1)).ok());
+  std::ofstream(dir_ + "/metrics.jsonl", std::ios::app) << "{\"step\": 2, \"lo";
+  ASSERT_TRUE((*MetricsFile::Open(dir_))->Append(Step(2)).ok());
+  const std::string text = ReadAll(dir_ + "/metrics.jsonl");
+  EXPECT_EQ(text, MetricsLine(Step(1)) + "\n{\"step\": 2, \"lo\n" + MetricsLine(Step(2)) + "\n");
+}
+
+TEST_F(MetricsFileTest, NamesAFolderItCannotMake) {
+  std::filesystem::create_directories(dir_);
+  std::ofstream(dir_ + "/file") << "x";
+  const auto file = MetricsFile::Open(dir_ + "/file/run");
+  ASSERT_FALSE(file.ok());
+  EXPECT_NE(std::string(file.status().message()).find(dir_ + "/file/run"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace moesaic
