@@ -1,0 +1,77 @@
+// Trainer: one rank's share of training, without a cluster around it. It owns the model, the
+// parameters, the data and the gradient path, and runs steps; the worker (worker.h) adds the
+// coordinator, checkpoints and files. Tests run it with ranks as threads.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "parallel/comm/communicator.h"
+#include "parallel/layout/expert_placement.h"
+#include "parallel/layout/mesh.h"
+#include "proto/checkpoint.pb.h"
+#include "proto/coordinator.pb.h"
+#include "trainer/catalog/parameter_catalog.h"
+#include "trainer/loop/step_sums.h"
+#include "trainer/loop/watchdog.h"
+#include "trainer/optim/parameter_store.h"
+
+namespace moesaic {
+
+struct TrainerInputs {
+  JobSpec spec;                  // resolved and valid
+  Mesh mesh;
+  ExpertPlacement placement;
+  int rank = 0;                  // in the mesh
+  Communicator* world = nullptr; // of all ranks, by rank; must outlive the trainer
+  Watchdog* watchdog = nullptr;  // told where the loop is; may be null
+};
+
+// Seconds of this rank's step, by part.
+struct StepTimes {
+  double forward_backward = 0;
+  double reduce = 0;
+  double update = 0;
+};
+
+struct StepOutcome {
+  StepMetrics metrics;   // equal on every rank but `seconds`
+  ControlWord control;   // what rank 0 wished, on every rank
+  StepTimes times;
+};
+
+// Thread-compatible. Step and Validate are collective.
+class Trainer {
+ public:
+  // InvalidArgument: the job does not fit the mesh. NotFound, DataLoss: token files. Parameters are
+  // zero until InitialiseParameters or a restore into store().
+  static absl::StatusOr<std::unique_ptr<Trainer>> Create(TrainerInputs inputs);
+  virtual ~Trainer() = default;
+
+  virtual const ParameterCatalog& catalog() const = 0;
+  virtual ParameterStore& store() = 0;
+  // Mutable, so that a restore can set it.
+  virtual TrainingState& state() = 0;
+
+  // Random masters by the catalogue's rule, and the compute weights of everything held.
+  virtual void InitialiseParameters() = 0;
+  // Compute weights of everything held, from the owners' masters (collective). After a restore.
+  virtual void PublishWeights() = 0;
+
+  // One optimizer step on the next global batch. `wish` counts at rank 0 only. A non-finite loss or
+  // gradient skips the update everywhere (metrics.skipped). DataLoss: the token files.
+  virtual absl::StatusOr<StepOutcome> Step(const ControlWord& wish) = 0;
+
+  // Mean loss over `samples` validation samples (0: all; as many as there are at most). NotFound
+  // when the job has no validation data.
+  virtual absl::StatusOr<double> Validate(uint64_t samples) = 0;
+
+  // Owned parameters, after a Step: the summed gradient before clipping. For tests and diagnosis.
+  virtual at::Tensor Gradient(ParameterId id) const = 0;
+};
+
+}  // namespace moesaic
