@@ -33,6 +33,9 @@ class GradientPath : public GradientSink {
   virtual void Begin(int64_t micro_batches) = 0;
   // After the last leaf. Collective over the data communicator.
   virtual void Reduce() = 0;
+  // Sends the compute weights of experts from their primaries to their other holders. Collective over
+  // the data communicator.
+  virtual void ShareWeights(ParameterStore& store) = 0;
   // After Reduce, until Begin: the summed gradient, fp32, of the parameter's shape. Owned
   // parameters only.
   virtual at::Tensor Reduced(ParameterId id) const = 0;

@@ -1,0 +1,363 @@
+#include "trainer/loop/trainer.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "parallel/expert/token_exchange.h"
+#include "parallel/layout/micro_batch_plan.h"
+#include "trainer/data/batch_source.h"
+#include "trainer/loop/gradient_path.h"
+#include "trainer/loop/micro_batches.h"
+#include "trainer/loop/step_plan.h"
+#include "trainer/model/initialise.h"
+#include "trainer/model/kernels/optimizer_kernels.h"
+#include "trainer/model/transformer.h"
+#include "trainer/optim/lr_schedule.h"
+#include "trainer/optim/optimizer.h"
+
+namespace moesaic {
+namespace {
+
+double Seconds(std::chrono::steady_clock::time_point since) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - since).count();
+}
+
+double SquaredNorm(const at::Tensor& gradient) {
+  double sum = 0;
+  for (const double chunk : SumSquaresByChunk(
+           {gradient.const_data_ptr<float>(), static_cast<size_t>(gradient.numel())})) {
+    sum += chunk;
+  }
+  return sum;
+}
+
+// The factor that clips a gradient of global norm `norm` (the small term as torch's
+// clip_grad_norm_ has it).
+double ClipFactor(double norm, double limit) {
+  return limit > 0 ? std::min(1.0, limit / (norm + 1e-6)) : 1.0;
+}
+
+class TrainerImpl : public Trainer {
+ public:
+  TrainerImpl(TrainerInputs inputs, ParameterCatalog catalog, TrainingData data,
+              ValidationData validation)
+      : inputs_(std::move(inputs)),
+        catalog_(std::move(catalog)),
+        data_(std::move(data)),
+        validation_(std::move(validation)),
+        optimizer_(MakeOptimizer(inputs_.spec.train().optimizer())),
+        data_communicator_(inputs_.world->Split(inputs_.mesh.data_ranks(), "data")),
+        expert_communicator_(SplitExpertGroups()),
+        exchange_(*MakeTokenExchange("flat", expert_communicator_.get())),
+        store_(catalog_, inputs_.mesh, inputs_.placement,
+               {.rank = inputs_.rank, .compute = compute(), .moments = optimizer_->HasMoments()}),
+        transformer_({.spec = &inputs_.spec,
+                      .catalog = &catalog_,
+                      .experts = {.mesh = &inputs_.mesh,
+                                  .placement = &inputs_.placement,
+                                  .rank = inputs_.rank,
+                                  .exchange = exchange_.get()}}),
+        gradients_(MakeGradients()) {
+    for (int layer = 0; layer < catalog_.layers(); ++layer) {
+      if (catalog_.IsMoe(layer)) moe_layers_.push_back(layer);
+    }
+  }
+
+  const ParameterCatalog& catalog() const override { return catalog_; }
+  ParameterStore& store() override { return store_; }
+  TrainingState& state() override { return state_; }
+  at::Tensor Gradient(ParameterId id) const override { return gradients_->Reduced(id); }
+
+  void InitialiseParameters() override {
+    for (const ParameterId id : store_.owned()) {
+      InitialiseParameter(catalog_[id], inputs_.spec.train().seed(), store_.master(id));
+    }
+    PublishWeights();
+  }
+
+  void PublishWeights() override {
+    for (const ParameterId id : store_.owned()) store_.RefreshCompute(id);
+    gradients_->ShareWeights(store_);
+  }
+
+  absl::StatusOr<StepOutcome> Step(const ControlWord& wish) override;
+  absl::StatusOr<double> Validate(uint64_t samples) override;
+
+ private:
+  using TimePoint = std::chrono::steady_clock::time_point;
+
+  at::ScalarType compute() const {
+    return inputs_.spec.train().precision() == BF16 ? at::kBFloat16 : at::kFloat;
+  }
+
+  std::unique_ptr<Communicator> SplitExpertGroups() {
+    const int group = inputs_.mesh.place(inputs_.rank).expert_group;
+    return inputs_.world->Split(inputs_.mesh.expert_ranks(group), absl::StrCat("expert.", group));
+  }
+
+  std::unique_ptr<GradientPath> MakeGradients() {
+    const GradientPathInputs inputs = {.catalog = &catalog_,
+                                       .mesh = &inputs_.mesh,
+                                       .placement = &inputs_.placement,
+                                       .store = &store_,
+                                       .rank = inputs_.rank,
+                                       .data = data_communicator_.get()};
+    return inputs_.spec.train().reproducible() ? MakeReproducibleGradientPath(inputs)
+                                               : MakeFastGradientPath(inputs);
+  }
+
+  int data_coordinate() const { return inputs_.mesh.place(inputs_.rank).data; }
+  MicroBatchPlan PlanFor(const StepPlan& step) const {
+    return {.micro_batches = step.micro_batches(), .ranks = inputs_.mesh.size()};
+  }
+
+  StepSums MakeSums(const StepPlan& step) const {
+    int experts = 0;
+    for (const int layer : moe_layers_) experts = std::max(experts, catalog_.experts(layer));
+    return StepSums({.micro_batches = step.micro_batches(),
+                     .parameters = catalog_.size(),
+                     .layers = static_cast<int>(moe_layers_.size()),
+                     .experts = experts});
+  }
+
+  // The rank's micro-batch of a round, read by `read(first sample, count)`.
+  template <typename Read>
+  absl::StatusOr<MicroBatch> Load(const StepPlan& step, int64_t round, const Read& read) const {
+    const MicroBatchPlan plan = PlanFor(step);
+    const std::optional<int64_t> id = plan.At(round, data_coordinate());
+    SampleBatch samples;
+    if (id.has_value()) {
+      auto batch = read(step.sample_begin(*id), step.samples(*id));
+      if (!batch.ok()) return batch.status();
+      samples = *std::move(batch);
+    }
+    return MakeMicroBatch(std::move(samples), inputs_.spec.model().sequence(), id.value_or(-1),
+                          RoundIds(inputs_.mesh, inputs_.rank, plan, round));
+  }
+
+  void At(int64_t micro_batch, const char* phase, const std::string& block = "") const {
+    if (inputs_.watchdog == nullptr) return;
+    inputs_.watchdog->SetPlace({.step = state_.step() + 1,
+                                .micro_batch = micro_batch,
+                                .phase = phase,
+                                .block = block});
+  }
+
+  void RunRound(const MicroBatch& batch, const PassOptions& options, PassScalars& scalars);
+  void Record(const MicroBatch& batch, const PassScalars& scalars, StepSums& sums) const;
+  absl::Status RunRounds(const StepPlan& step, StepSums& sums);
+  void ContributeNorms(StepSums& sums) const;
+  void Update(double clip_factor);
+  StepMetrics Metrics(const StepSums& sums, int64_t targets, bool skipped) const;
+
+  const TrainerInputs inputs_;
+  const ParameterCatalog catalog_;
+  const TrainingData data_;
+  const ValidationData validation_;
+  const std::unique_ptr<Optimizer> optimizer_;
+  const std::unique_ptr<Communicator> data_communicator_;
+  const std::unique_ptr<Communicator> expert_communicator_;
+  const std::unique_ptr<TokenExchange> exchange_;
+  ParameterStore store_;
+  Transformer transformer_;
+  const std::unique_ptr<GradientPath> gradients_;
+  std::vector<int> moe_layers_;
+  TrainingState state_;
+};
+
+// Forward through all blocks and, in training, backward through them.
+void TrainerImpl::RunRound(const MicroBatch& batch, const PassOptions& options,
+                           PassScalars& scalars) {
+  const auto blocks = transformer_.blocks();
+  std::vector<PassContext> contexts(blocks.size());
+  Bundle bundle;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    At(batch.id, "forward", blocks[i]->name());
+    contexts[i] = {.micro_batch = &batch,
+                   .options = &options,
+                   .weights = &store_,
+                   .scalars = &scalars,
+                   .saved = nullptr};
+    bundle = blocks[i]->Forward(bundle, contexts[i]);
+  }
+  if (!options.training) return;
+  bundle = {};
+  for (size_t i = blocks.size(); i-- > 0;) {
+    At(batch.id, "backward", blocks[i]->name());
+    bundle = blocks[i]->BackwardInput(bundle, contexts[i]);
+    blocks[i]->BackwardWeight(contexts[i], *gradients_);
+    contexts[i].saved.reset();
+  }
+}
+
+void TrainerImpl::Record(const MicroBatch& batch, const PassScalars& scalars,
+                         StepSums& sums) const {
+  if (batch.id < 0) return;
+  sums.SetMicroBatch(batch.id, scalars.loss_sum, scalars.aux_loss);
+  for (size_t layer = 0; layer < scalars.expert_counts.size(); ++layer) {
+    sums.AddExpertCounts(static_cast<int>(layer), scalars.expert_counts[layer]);
+  }
+}
+
+absl::Status TrainerImpl::RunRounds(const StepPlan& step, StepSums& sums) {
+  const int64_t targets = data_.CountTargets(step.first, step.count);
+  const PassOptions options = {
+      .training = true,
+      .reproducible = inputs_.spec.train().reproducible(),
+      .compute = compute(),
+      .loss_scale = targets > 0 ? 1.0 / static_cast<double>(targets) : 0.0,
+      .aux_scale = 1.0 / static_cast<double>(step.micro_batches())};
+  gradients_->Begin(step.micro_batches());
+  for (int64_t round = 0; round < PlanFor(step).rounds(); ++round) {
+    auto batch = Load(step, round, [this](int64_t first, int64_t count) {
+      return data_.Read(first, count);
+    });
+    if (!batch.ok()) return batch.status();
+    PassScalars scalars;
+    RunRound(*batch, options, scalars);
+    Record(*batch, scalars, sums);
+  }
+  return absl::OkStatus();
+}
+
+// Each parameter counts once: an expert at its primary, a dense one at a rank that its id chooses.
+void TrainerImpl::ContributeNorms(StepSums& sums) const {
+  for (const ParameterId id : store_.owned()) {
+    const bool dense = catalog_[id].expert < 0;
+    if (dense && id % inputs_.mesh.size() != data_coordinate()) continue;
+    sums.SetSquaredNorm(id, SquaredNorm(gradients_->Reduced(id)));
+  }
+}
+
+void TrainerImpl::Update(double clip_factor) {
+  const UpdateScalars scalars = {
+      .learning_rate_factor = LearningRateFactor(inputs_.spec.train().schedule(),
+                                                 inputs_.spec.train().steps(), state_.step()),
+      .gradient_scale = clip_factor,
+      .update = state_.optimizer_updates() + 1};
+  for (const ParameterId id : store_.owned()) {
+    optimizer_->Update(catalog_[id], id, gradients_->Reduced(id), scalars, store_);
+  }
+  gradients_->ShareWeights(store_);
+}
+
+StepMetrics TrainerImpl::Metrics(const StepSums& sums, int64_t targets, bool skipped) const {
+  StepMetrics metrics;
+  metrics.set_step(state_.step() + 1);
+  metrics.set_loss(targets > 0 ? sums.loss_sum() / static_cast<double>(targets) : 0);
+  metrics.set_aux_loss(sums.aux_loss());
+  metrics.set_grad_norm(sums.gradient_norm());
+  metrics.set_lr(optimizer_->base_learning_rate() *
+                 LearningRateFactor(inputs_.spec.train().schedule(),
+                                    inputs_.spec.train().steps(), state_.step()));
+  metrics.set_tokens(targets);
+  metrics.set_skipped(skipped);
+  for (size_t i = 0; i < moe_layers_.size(); ++i) {
+    metrics.add_expert_load_max_over_mean(
+        sums.LoadMaxOverMean(static_cast<int>(i), catalog_.experts(moe_layers_[i])));
+  }
+  return metrics;
+}
+
+absl::StatusOr<StepOutcome> TrainerImpl::Step(const ControlWord& wish) {
+  const auto begin = std::chrono::steady_clock::now();
+  const StepPlan step = {.first = static_cast<int64_t>(state_.samples()),
+                         .count = inputs_.spec.train().global_batch(),
+                         .micro_batch = inputs_.spec.train().micro_batch()};
+  const int64_t targets = data_.CountTargets(step.first, step.count);
+  StepSums sums = MakeSums(step);
+  StepOutcome outcome;
+
+  if (absl::Status status = RunRounds(step, sums); !status.ok()) return status;
+  outcome.times.forward_backward = Seconds(begin);
+
+  const auto reduce_begin = std::chrono::steady_clock::now();
+  At(-1, "reduce");
+  gradients_->Reduce();
+  ContributeNorms(sums);
+  if (inputs_.rank == 0) sums.SetControl(wish);
+  sums.Reduce(*data_communicator_);
+  outcome.times.reduce = Seconds(reduce_begin);
+
+  const auto update_begin = std::chrono::steady_clock::now();
+  At(-1, "update");
+  const double norm = sums.gradient_norm();
+  const bool skipped = !std::isfinite(norm) || !std::isfinite(sums.loss_sum());
+  outcome.metrics = Metrics(sums, targets, skipped);
+  if (!skipped) Update(ClipFactor(norm, inputs_.spec.train().clip_norm()));
+  outcome.times.update = Seconds(update_begin);
+
+  state_.set_step(state_.step() + 1);
+  state_.set_samples(state_.samples() + step.count);
+  state_.set_tokens(state_.tokens() + targets);
+  state_.set_loss(outcome.metrics.loss());
+  if (skipped) {
+    state_.add_skipped_steps(state_.step());
+  } else {
+    state_.set_optimizer_updates(state_.optimizer_updates() + 1);
+  }
+  outcome.control = sums.control();
+  outcome.metrics.set_seconds(Seconds(begin));
+  outcome.metrics.set_tokens_per_second(static_cast<double>(targets) / Seconds(begin));
+  return outcome;
+}
+
+absl::StatusOr<double> TrainerImpl::Validate(uint64_t samples) {
+  const auto available = static_cast<uint64_t>(validation_.samples());
+  const StepPlan step = {
+      .first = 0,
+      .count = static_cast<int64_t>(samples == 0 ? available : std::min(samples, available)),
+      .micro_batch = inputs_.spec.train().micro_batch()};
+  if (step.count == 0) {
+    return absl::NotFoundError("[validate] the job has no validation data: give data.validation");
+  }
+  const PassOptions options = {.training = false,
+                               .reproducible = inputs_.spec.train().reproducible(),
+                               .compute = compute()};
+  StepSums sums = MakeSums(step);
+  for (int64_t round = 0; round < PlanFor(step).rounds(); ++round) {
+    auto batch = Load(step, round, [this](int64_t first, int64_t count) {
+      return validation_.Read(first, count);
+    });
+    if (!batch.ok()) return batch.status();
+    PassScalars scalars;
+    RunRound(*batch, options, scalars);
+    Record(*batch, scalars, sums);
+  }
+  sums.Reduce(*data_communicator_);
+  const int64_t targets = validation_.CountTargets(0, step.count);
+  return targets > 0 ? sums.loss_sum() / static_cast<double>(targets) : 0.0;
+}
+
+absl::Status CheckMesh(const TrainerInputs& inputs) {
+  if (inputs.mesh.size() == inputs.world->size()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("[trainer] the rank table names ", inputs.mesh.size(), " ranks but ",
+                   inputs.world->size(), " were started"));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(TrainerInputs inputs) {
+  if (absl::Status status = CheckMesh(inputs); !status.ok()) return status;
+  auto catalog = ParameterCatalog::Build(inputs.spec);
+  if (!catalog.ok()) return catalog.status();
+  const SampleShape shape = {.sequence = inputs.spec.model().sequence(),
+                             .vocabulary = inputs.spec.model().vocabulary(),
+                             .document_boundaries = inputs.spec.data().document_boundaries()};
+  auto data = TrainingData::Open(inputs.spec.data(), shape, inputs.spec.train().seed());
+  if (!data.ok()) return data.status();
+  auto validation = ValidationData::Open(inputs.spec.data(), shape, /*limit=*/0);
+  if (!validation.ok()) return validation.status();
+  return std::make_unique<TrainerImpl>(std::move(inputs), *std::move(catalog), *std::move(data),
+                                       *std::move(validation));
+}
+
+}  // namespace moesaic
