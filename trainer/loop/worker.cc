@@ -1,0 +1,240 @@
+#include "trainer/loop/worker.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <chrono>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "proto/job_spec.h"
+#include "trainer/loop/layout.h"
+#include "trainer/loop/metrics.h"
+#include "trainer/loop/restore.h"
+#include "trainer/loop/snapshots.h"
+#include "trainer/loop/trainer.h"
+#include "trainer/loop/write_plan.h"
+
+namespace moesaic {
+namespace {
+
+template <typename Hash>
+std::string Bytes(const Hash& hash) {
+  return {hash.begin(), hash.end()};
+}
+
+WorkerResult Ended(WorkerEnd end, absl::Status status) { return {end, std::move(status)}; }
+
+// What the coordinator's answers mean to a worker.
+WorkerResult RefusedByCoordinator(absl::Status status) {
+  if (absl::IsFailedPrecondition(status)) return Ended(WorkerEnd::kStale, std::move(status));
+  if (absl::IsAborted(status)) return Ended(WorkerEnd::kMismatch, std::move(status));
+  return Ended(WorkerEnd::kFailed, std::move(status));
+}
+
+WorkerResult FailedInput(absl::Status status) {
+  if (absl::IsDataLoss(status)) return Ended(WorkerEnd::kCorrupt, std::move(status));
+  if (absl::IsFailedPrecondition(status)) return Ended(WorkerEnd::kMismatch, std::move(status));
+  if (absl::IsNotFound(status) || absl::IsInvalidArgument(status)) {
+    return Ended(WorkerEnd::kBadInput, std::move(status));
+  }
+  return Ended(WorkerEnd::kFailed, std::move(status));
+}
+
+// One generation of one rank, once it has its rank table.
+class Generation {
+ public:
+  Generation(const WorkerInputs& inputs, RankTable table)
+      : inputs_(inputs), table_(std::move(table)), rank_(inputs.world->rank()) {}
+
+  WorkerResult Run() {
+    if (auto failed = SetUp()) return *std::move(failed);
+    if (auto failed = AgreeToStart()) return *std::move(failed);
+    return Train();
+  }
+
+ private:
+  std::optional<WorkerResult> SetUp();
+  std::optional<WorkerResult> FillParameters();
+  std::optional<WorkerResult> AgreeToStart();
+  WorkerResult Train();
+  std::optional<WorkerResult> FinishStep(StepOutcome outcome);
+  void TakeSnapshot();
+  void Report(const char* phase, const StepOutcome* outcome);
+  const JobSpec& spec() const { return table_.spec(); }
+
+  ControlWord Wish() const {
+    const Control control = inputs_.client->LatestControl();
+    return {.stop = control.stop(),
+            .snapshot = control.snapshot_now(),
+            .hold_snapshots = snapshotter_->InFlight(control)};
+  }
+
+  bool ValidationIsDue(uint64_t step) const {
+    const uint64_t every = spec().train().validate_every_steps();
+    return spec().data().validation_size() > 0 &&
+           (step == spec().train().steps() || (every > 0 && step % every == 0));
+  }
+
+  const WorkerInputs& inputs_;
+  const RankTable table_;
+  const int rank_;
+  std::unique_ptr<Trainer> trainer_;
+  std::unique_ptr<Snapshotter> snapshotter_;
+  std::unique_ptr<MetricsFile> metrics_;  // rank 0
+};
+
+std::optional<WorkerResult> Generation::SetUp() {
+  at::set_num_threads(static_cast<int>(table_.threads()));
+  auto layout = LayoutOf(table_);
+  if (!layout.ok()) return Ended(WorkerEnd::kFailed, layout.status());
+  std::vector<int> writers;
+  auto trainer = Trainer::Create({.spec = spec(),
+                                  .mesh = layout->mesh,
+                                  .placement = layout->placement,
+                                  .rank = rank_,
+                                  .world = inputs_.world,
+                                  .watchdog = inputs_.watchdog});
+  if (!trainer.ok()) return FailedInput(trainer.status());
+  trainer_ = *std::move(trainer);
+  snapshotter_ = std::make_unique<Snapshotter>(SnapshotterInputs{
+      .job = table_.job(),
+      .generation = table_.generation(),
+      .rank = static_cast<uint32_t>(rank_),
+      .arena_path = table_.ranks(rank_).arena_path(),
+      .catalog = &trainer_->catalog(),
+      .store = &trainer_->store(),
+      .writers = CheckpointWriters(trainer_->catalog(), layout->mesh, layout->placement)});
+  if (auto failed = FillParameters()) return failed;
+  if (rank_ == 0) {
+    auto metrics = MetricsFile::Open(spec().run().dir());
+    if (!metrics.ok()) return Ended(WorkerEnd::kBadInput, metrics.status());
+    metrics_ = *std::move(metrics);
+  }
+  return std::nullopt;
+}
+
+std::optional<WorkerResult> Generation::FillParameters() {
+  if (inputs_.watchdog != nullptr) inputs_.watchdog->SetPlace({.phase = "restore"});
+  absl::Status status;
+  if (!table_.restore_path().empty()) {
+    status = RestoreTraining(table_.restore_path(), spec(), *trainer_);
+  } else if (spec().train().has_init_from()) {
+    status = RestoreWeights(spec().train().init_from(), spec(), *trainer_);
+  } else {
+    trainer_->InitialiseParameters();
+    return std::nullopt;
+  }
+  if (!status.ok()) return FailedInput(status);
+  trainer_->PublishWeights();
+  return std::nullopt;
+}
+
+std::optional<WorkerResult> Generation::AgreeToStart() {
+  const JobHashes hashes = HashJob(spec());
+  ReadyRequest request;
+  request.set_layout_hash(Bytes(LayoutHash(table_)));
+  request.set_config_hash(Bytes(hashes.identity) + Bytes(hashes.trajectory));
+  request.set_binary_hash(inputs_.binary);
+  request.set_restored_step(trainer_->state().step());
+  absl::Status status =
+      inputs_.client->Ready(request, absl::Seconds(spec().health().start_timeout()));
+  if (status.ok()) status = inputs_.client->StartProgress();
+  if (!status.ok()) return RefusedByCoordinator(std::move(status));
+  return std::nullopt;
+}
+
+WorkerResult Generation::Train() {
+  Report("start", nullptr);
+  while (trainer_->state().step() < spec().train().steps()) {
+    auto outcome = trainer_->Step(Wish());
+    if (!outcome.ok()) return FailedInput(outcome.status());
+    const bool stop = outcome->control.stop;
+    if (auto failed = FinishStep(*std::move(outcome))) return *std::move(failed);
+    if (inputs_.client->LatestControl().abort()) {
+      return Ended(WorkerEnd::kStale, absl::FailedPreconditionError(
+                                          "the coordinator has ended this generation"));
+    }
+    if (stop && trainer_->state().step() < spec().train().steps()) {
+      return Ended(WorkerEnd::kStopped, inputs_.client->FinishProgress());
+    }
+  }
+  Report("done", nullptr);
+  return Ended(WorkerEnd::kTrained, inputs_.client->FinishProgress());
+}
+
+std::optional<WorkerResult> Generation::FinishStep(StepOutcome outcome) {
+  const uint64_t step = trainer_->state().step();
+  if (ValidationIsDue(step)) {
+    Report("validate", nullptr);
+    const auto loss = trainer_->Validate(spec().train().validate_samples());
+    if (!loss.ok()) return FailedInput(loss.status());
+    outcome.metrics.set_validation_loss(*loss);
+    trainer_->state().set_validation_loss(*loss);
+  }
+  outcome.metrics.set_generation(table_.generation());
+  if (metrics_ != nullptr) {
+    if (absl::Status status = metrics_->Append(outcome.metrics); !status.ok()) {
+      LogWarning("{}", std::string(status.message()));
+    }
+  }
+  Report("step", &outcome);
+  const SnapshotSchedule schedule = {.every_steps = spec().checkpoint().every_steps(),
+                                     .last_step = spec().train().steps()};
+  if (schedule.Due(step, outcome.control)) TakeSnapshot();
+  return std::nullopt;
+}
+
+// A snapshot that fails is given up; training goes on.
+void Generation::TakeSnapshot() {
+  const auto taken = snapshotter_->Take(trainer_->state());
+  SnapshotReport report;
+  report.set_step(trainer_->state().step());
+  if (taken.ok()) {
+    report.set_buffer(taken->buffer);
+    report.set_bytes(taken->bytes);
+  } else {
+    report.set_error(std::string(taken.status().message()));
+    LogWarning("snapshot of step {} given up: {}", trainer_->state().step(), report.error());
+  }
+  const absl::Status status = inputs_.client->ReportSnapshot(report);
+  if (!status.ok()) {
+    LogWarning("the coordinator did not take the snapshot of step {}: {}",
+               trainer_->state().step(), std::string(status.message()));
+  }
+}
+
+void Generation::Report(const char* phase, const StepOutcome* outcome) {
+  StepReport report;
+  report.set_step(trainer_->state().step());
+  report.set_phase(phase);
+  if (outcome != nullptr) {
+    report.set_phase_seconds(outcome->times.forward_backward);
+    if (rank_ == 0) *report.mutable_metrics() = outcome->metrics;
+  }
+  inputs_.client->Report(report);
+}
+
+WorkerResult RunGeneration(const WorkerInputs& inputs) {
+  auto table = inputs.client->GetRankTable();
+  if (!table.ok()) return RefusedByCoordinator(table.status());
+  return Generation(inputs, *std::move(table)).Run();
+}
+
+}  // namespace
+
+WorkerResult RunWorker(const WorkerInputs& inputs) {
+  try {
+    return RunGeneration(inputs);
+  } catch (const std::exception& error) {
+    return Ended(WorkerEnd::kFailed, absl::InternalError(absl::StrCat(
+                                         "[worker] ", error.what())));
+  }
+}
+
+}  // namespace moesaic
