@@ -60,10 +60,12 @@ class TrainerImpl : public Trainer {
                {.rank = inputs_.rank, .compute = compute(), .moments = optimizer_->HasMoments()}),
         transformer_({.spec = &inputs_.spec,
                       .catalog = &catalog_,
-                      .experts = {.mesh = &inputs_.mesh,
-                                  .placement = &inputs_.placement,
-                                  .rank = inputs_.rank,
-                                  .exchange = exchange_.get()}}),
+                      .recipe = RecipeAt(inputs_.spec, 0),
+                      .parallel = {.mesh = &inputs_.mesh,
+                                   .placement = &inputs_.placement,
+                                   .rank = inputs_.rank,
+                                   .exchange = exchange_.get()},
+                      .positions = 0}),
         gradients_(MakeGradients()) {
     for (int layer = 0; layer < catalog_.layers(); ++layer) {
       if (catalog_.IsMoe(layer)) moe_layers_.push_back(layer);
@@ -77,7 +79,8 @@ class TrainerImpl : public Trainer {
 
   void InitialiseParameters() override {
     for (const ParameterId id : store_.owned()) {
-      InitialiseParameter(catalog_[id], inputs_.spec.train().seed(), store_.master(id));
+      at::Tensor master = store_.master(id);
+      Initialise(catalog_[id], inputs_.spec.train().seed(), 0, master);
     }
     PublishWeights();
   }
@@ -150,7 +153,6 @@ class TrainerImpl : public Trainer {
                                 .block = block});
   }
 
-  void RunRound(const MicroBatch& batch, const PassOptions& options, PassScalars& scalars);
   void Record(const MicroBatch& batch, const PassScalars& scalars, StepSums& sums) const;
   absl::Status RunRounds(const StepPlan& step, StepSums& sums);
   void ContributeNorms(StepSums& sums) const;
@@ -171,31 +173,6 @@ class TrainerImpl : public Trainer {
   std::vector<int> moe_layers_;
   TrainingState state_;
 };
-
-// Forward through all blocks and, in training, backward through them.
-void TrainerImpl::RunRound(const MicroBatch& batch, const PassOptions& options,
-                           PassScalars& scalars) {
-  const auto blocks = transformer_.blocks();
-  std::vector<PassContext> contexts(blocks.size());
-  Bundle bundle;
-  for (size_t i = 0; i < blocks.size(); ++i) {
-    At(batch.id, "forward", blocks[i]->name());
-    contexts[i] = {.micro_batch = &batch,
-                   .options = &options,
-                   .weights = &store_,
-                   .scalars = &scalars,
-                   .saved = nullptr};
-    bundle = blocks[i]->Forward(bundle, contexts[i]);
-  }
-  if (!options.training) return;
-  bundle = {};
-  for (size_t i = blocks.size(); i-- > 0;) {
-    At(batch.id, "backward", blocks[i]->name());
-    bundle = blocks[i]->BackwardInput(bundle, contexts[i]);
-    blocks[i]->BackwardWeight(contexts[i], *gradients_);
-    contexts[i].saved.reset();
-  }
-}
 
 void TrainerImpl::Record(const MicroBatch& batch, const PassScalars& scalars,
                          StepSums& sums) const {
@@ -220,9 +197,12 @@ absl::Status TrainerImpl::RunRounds(const StepPlan& step, StepSums& sums) {
       return data_.Read(first, count);
     });
     if (!batch.ok()) return batch.status();
-    PassScalars scalars;
-    RunRound(*batch, options, scalars);
-    Record(*batch, scalars, sums);
+    TransformerPass pass(transformer_, *batch, options, store_);
+    At(batch->id, "forward");
+    pass.RunForward();
+    At(batch->id, "backward");
+    pass.RunBackward(*gradients_);
+    Record(*batch, pass.scalars(), sums);
   }
   return absl::OkStatus();
 }
@@ -327,9 +307,10 @@ absl::StatusOr<double> TrainerImpl::Validate(uint64_t samples) {
       return validation_.Read(first, count);
     });
     if (!batch.ok()) return batch.status();
-    PassScalars scalars;
-    RunRound(*batch, options, scalars);
-    Record(*batch, scalars, sums);
+    TransformerPass pass(transformer_, *batch, options, store_);
+    At(batch->id, "validate");
+    pass.RunForward();
+    Record(*batch, pass.scalars(), sums);
   }
   sums.Reduce(*data_communicator_);
   const int64_t targets = validation_.CountTargets(0, step.count);
