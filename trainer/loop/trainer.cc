@@ -13,8 +13,8 @@
 #include "parallel/expert/token_exchange.h"
 #include "parallel/layout/micro_batch_plan.h"
 #include "trainer/data/batch_source.h"
-#include "trainer/loop/gradient_path.h"
 #include "trainer/loop/micro_batches.h"
+#include "trainer/loop/parameter_gradients.h"
 #include "trainer/loop/step_plan.h"
 #include "trainer/model/initialise.h"
 #include "trainer/model/kernels/optimizer_kernels.h"
@@ -66,7 +66,11 @@ class TrainerImpl : public Trainer {
                                    .rank = inputs_.rank,
                                    .exchange = exchange_.get()},
                       .positions = 0}),
-        gradients_(MakeGradients()) {
+        gradients_({.catalog = &catalog_,
+                    .mesh = &inputs_.mesh,
+                    .placement = &inputs_.placement,
+                    .data = data_communicator_.get(),
+                    .reproducible = inputs_.spec.train().reproducible()}) {
     for (int layer = 0; layer < catalog_.layers(); ++layer) {
       if (catalog_.IsMoe(layer)) moe_layers_.push_back(layer);
     }
@@ -75,7 +79,7 @@ class TrainerImpl : public Trainer {
   const ParameterCatalog& catalog() const override { return catalog_; }
   ParameterStore& store() override { return store_; }
   TrainingState& state() override { return state_; }
-  at::Tensor Gradient(ParameterId id) const override { return gradients_->Reduced(id); }
+  at::Tensor Gradient(ParameterId id) const override { return gradients_.Reduced(id); }
 
   void InitialiseParameters() override {
     for (const ParameterId id : store_.owned()) {
@@ -87,7 +91,7 @@ class TrainerImpl : public Trainer {
 
   void PublishWeights() override {
     for (const ParameterId id : store_.owned()) store_.RefreshCompute(id);
-    gradients_->ShareWeights(store_);
+    gradients_.ShareWeights(store_);
   }
 
   absl::StatusOr<StepOutcome> Step(const ControlWord& wish) override;
@@ -103,17 +107,6 @@ class TrainerImpl : public Trainer {
   std::unique_ptr<Communicator> SplitExpertGroups() {
     const int group = inputs_.mesh.place(inputs_.rank).expert_group;
     return inputs_.world->Split(inputs_.mesh.expert_ranks(group), absl::StrCat("expert.", group));
-  }
-
-  std::unique_ptr<GradientPath> MakeGradients() {
-    const GradientPathInputs inputs = {.catalog = &catalog_,
-                                       .mesh = &inputs_.mesh,
-                                       .placement = &inputs_.placement,
-                                       .store = &store_,
-                                       .rank = inputs_.rank,
-                                       .data = data_communicator_.get()};
-    return inputs_.spec.train().reproducible() ? MakeReproducibleGradientPath(inputs)
-                                               : MakeFastGradientPath(inputs);
   }
 
   int data_coordinate() const { return inputs_.mesh.place(inputs_.rank).data; }
@@ -169,7 +162,7 @@ class TrainerImpl : public Trainer {
   const std::unique_ptr<TokenExchange> exchange_;
   ParameterStore store_;
   Transformer transformer_;
-  const std::unique_ptr<GradientPath> gradients_;
+  ParameterGradients gradients_;
   std::vector<int> moe_layers_;
   TrainingState state_;
 };
@@ -191,7 +184,7 @@ absl::Status TrainerImpl::RunRounds(const StepPlan& step, StepSums& sums) {
       .compute = compute(),
       .loss_scale = targets > 0 ? 1.0 / static_cast<double>(targets) : 0.0,
       .aux_scale = 1.0 / static_cast<double>(step.micro_batches())};
-  gradients_->Begin(step.micro_batches());
+  gradients_.BeginStep({.micro_batches = step.micro_batches(), .rounds = PlanFor(step).rounds()});
   for (int64_t round = 0; round < PlanFor(step).rounds(); ++round) {
     auto batch = Load(step, round, [this](int64_t first, int64_t count) {
       return data_.Read(first, count);
@@ -201,7 +194,7 @@ absl::Status TrainerImpl::RunRounds(const StepPlan& step, StepSums& sums) {
     At(batch->id, "forward");
     pass.RunForward();
     At(batch->id, "backward");
-    pass.RunBackward(*gradients_);
+    pass.RunBackward(gradients_);
     Record(*batch, pass.scalars(), sums);
   }
   return absl::OkStatus();
@@ -212,7 +205,7 @@ void TrainerImpl::ContributeNorms(StepSums& sums) const {
   for (const ParameterId id : store_.owned()) {
     const bool dense = catalog_[id].expert < 0;
     if (dense && id % inputs_.mesh.size() != data_coordinate()) continue;
-    sums.SetSquaredNorm(id, SquaredNorm(gradients_->Reduced(id)));
+    sums.SetSquaredNorm(id, SquaredNorm(gradients_.Reduced(id)));
   }
 }
 
@@ -223,9 +216,9 @@ void TrainerImpl::Update(double clip_factor) {
       .gradient_scale = clip_factor,
       .update = state_.optimizer_updates() + 1};
   for (const ParameterId id : store_.owned()) {
-    optimizer_->Update(catalog_[id], id, gradients_->Reduced(id), scalars, store_);
+    optimizer_->Update(catalog_[id], id, gradients_.Reduced(id), scalars, store_);
   }
-  gradients_->ShareWeights(store_);
+  gradients_.ShareWeights(store_);
 }
 
 StepMetrics TrainerImpl::Metrics(const StepSums& sums, int64_t targets, bool skipped) const {
@@ -260,7 +253,7 @@ absl::StatusOr<StepOutcome> TrainerImpl::Step(const ControlWord& wish) {
 
   const auto reduce_begin = std::chrono::steady_clock::now();
   At(-1, "reduce");
-  gradients_->Reduce();
+  gradients_.Reduce();
   ContributeNorms(sums);
   if (inputs_.rank == 0) sums.SetControl(wish);
   sums.Reduce(*data_communicator_);

@@ -1,0 +1,164 @@
+#include "tests/equivalence/training_run.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <gtest/gtest.h>
+
+#include "base/mutex.h"
+#include "parallel/comm/in_process.h"
+#include "proto/job_spec.h"
+#include "trainer/catalog/random_stream.h"
+#include "trainer/data/indexed_tokens.h"
+#include "trainer/loop/trainer.h"
+#include "trainer/recipe/recipe.h"
+
+namespace moesaic {
+namespace {
+
+constexpr int kVocabulary = 61;
+
+// Tokens that repeat with some noise, in documents of 5 to 60.
+void WriteCorpus(const std::string& prefix, uint64_t seed, int documents) {
+  auto writer = IndexedTokenWriter::Create(prefix, TokenType::kUint16);
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  const RandomStream random(seed, "test", prefix.substr(prefix.find_last_of('/')));
+  uint64_t draw = 0;
+  for (int document = 0; document < documents; ++document) {
+    std::vector<int32_t> tokens;
+    const int length = 5 + static_cast<int>(random.Uniform(draw++) * 55);
+    for (int i = 0; i < length; ++i) {
+      const bool noise = random.Uniform(draw++) < 0.3;
+      tokens.push_back(noise ? static_cast<int>(random.Uniform(draw++) * kVocabulary)
+                             : (document * 7 + i * 3) % kVocabulary);
+    }
+    ASSERT_TRUE((*writer)->Append(tokens).ok());
+    (*writer)->EndDocument();
+  }
+  const absl::Status finished = (*writer)->Finish();
+  ASSERT_TRUE(finished.ok()) << finished;
+}
+
+void Collect(Trainer& trainer, RunResult& result) {
+  for (const ParameterId id : trainer.store().owned()) {
+    const std::string& name = trainer.catalog()[id].name;
+    result.gradients[name] = trainer.Gradient(id).clone();
+    result.weights[name] = trainer.store().master(id).clone();
+  }
+}
+
+}  // namespace
+
+JobSpec TinyJob(const std::string& folder, int experts) {
+  WriteCorpus(folder + "/train", 11, 200);
+  WriteCorpus(folder + "/validation", 12, 20);
+  JobSpec spec;
+  spec.set_name("tiny");
+  ModelSpec* model = spec.mutable_model();
+  model->set_layers(2);
+  model->set_hidden(32);
+  model->set_heads(4);
+  model->set_kv_heads(2);
+  model->set_sequence(12);
+  model->set_vocabulary(kVocabulary);
+  model->set_init_std(0.08);
+  model->mutable_moe()->set_experts(experts);
+  model->mutable_moe()->set_active(2);
+  model->mutable_moe()->set_expert_width(24);
+  model->mutable_moe()->set_shared_width(16);
+  spec.mutable_data()->add_train()->set_path(folder + "/train");
+  spec.mutable_data()->add_validation()->set_path(folder + "/validation");
+  TrainSpec* train = spec.mutable_train();
+  train->set_steps(20);
+  train->set_global_batch(20);
+  train->set_micro_batch(2);
+  train->mutable_optimizer()->mutable_adamw()->set_lr(3e-3);
+  train->mutable_schedule()->set_warmup_steps(2);
+  spec.mutable_recipe()->mutable_router()->mutable_balance()->set_z_loss(1e-3);
+  EXPECT_TRUE(ApplyPreset(&spec).ok());
+  ApplyDefaults(&spec);
+  for (const JobProblem& problem : ValidateJob(spec)) {
+    ADD_FAILURE() << problem.path << ": " << problem.message;
+  }
+  return spec;
+}
+
+RunResult TrainAsRank(const JobSpec& spec, const RunLayout& layout, int steps,
+                      Communicator& world) {
+  at::set_num_threads(1);
+  const Mesh mesh = Mesh::Flat(layout.ranks, layout.expert);
+  std::vector<int> experts;
+  for (uint32_t layer = 0; layer < spec.model().layers(); ++layer) {
+    experts.push_back(IsMoeLayer(spec.model(), layer) ? spec.model().moe().experts() : 0);
+  }
+  auto trainer = Trainer::Create({.spec = spec,
+                                  .mesh = mesh,
+                                  .placement = ExpertPlacement::Even(mesh, experts),
+                                  .rank = world.rank(),
+                                  .world = &world});
+  if (!trainer.ok()) throw std::runtime_error(std::string(trainer.status().message()));
+  (*trainer)->InitialiseParameters();
+  RunResult result;
+  for (int step = 0; step < steps; ++step) {
+    const auto outcome = (*trainer)->Step({});
+    if (!outcome.ok()) throw std::runtime_error(std::string(outcome.status().message()));
+    result.losses.push_back(outcome->metrics.loss());
+    result.aux_losses.push_back(outcome->metrics.aux_loss());
+    result.norms.push_back(outcome->metrics.grad_norm());
+  }
+  result.validation_loss = (*trainer)->Validate(0).value();
+  Collect(**trainer, result);
+  return result;
+}
+
+RunResult TrainInProcess(const JobSpec& spec, const RunLayout& layout, int steps) {
+  Mutex mu;
+  RunResult all;
+  RunRanks(layout.ranks, [&](Communicator& world) {
+    RunResult mine = TrainAsRank(spec, layout, steps, world);
+    MutexLock lock(&mu);
+    if (world.rank() == 0) {
+      all.losses = mine.losses;
+      all.aux_losses = mine.aux_losses;
+      all.norms = mine.norms;
+      all.validation_loss = mine.validation_loss;
+    }
+    // Where several ranks own a dense parameter, all must have the same bits.
+    for (auto& [name, weight] : mine.weights) {
+      const auto [entry, fresh] = all.weights.emplace(name, weight);
+      if (!fresh) EXPECT_TRUE(at::equal(entry->second, weight)) << name << " differs among ranks";
+    }
+    all.gradients.merge(mine.gradients);
+  });
+  return all;
+}
+
+void ExpectSameBits(const RunResult& a, const RunResult& b) {
+  EXPECT_EQ(a.losses, b.losses);
+  EXPECT_EQ(a.aux_losses, b.aux_losses);
+  EXPECT_EQ(a.norms, b.norms);
+  EXPECT_EQ(a.validation_loss, b.validation_loss);
+  ASSERT_EQ(a.weights.size(), b.weights.size());
+  for (const auto& [name, gradient] : a.gradients) {
+    EXPECT_TRUE(at::equal(gradient, b.gradients.at(name))) << "gradient of " << name;
+    EXPECT_TRUE(at::equal(a.weights.at(name), b.weights.at(name))) << "weights of " << name;
+  }
+}
+
+void ExpectClose(const RunResult& a, const RunResult& b, double tolerance, bool weights) {
+  ASSERT_EQ(a.losses.size(), b.losses.size());
+  for (size_t step = 0; step < a.losses.size(); ++step) {
+    EXPECT_NEAR(a.losses[step], b.losses[step], tolerance * a.losses[step]) << "step " << step;
+  }
+  EXPECT_NEAR(a.validation_loss, b.validation_loss, tolerance * a.validation_loss);
+  const auto expect_near = [&](const at::Tensor& x, const at::Tensor& y, const std::string& what) {
+    const double largest = x.abs().max().item<double>();
+    EXPECT_LE((x - y).abs().max().item<double>(), tolerance * largest) << what;
+  };
+  ASSERT_EQ(a.weights.size(), b.weights.size());
+  for (const auto& [name, gradient] : a.gradients) {
+    expect_near(gradient, b.gradients.at(name), "gradient of " + name);
+    if (weights) expect_near(a.weights.at(name), b.weights.at(name), "weights of " + name);
+  }
+}
+
+}  // namespace moesaic
