@@ -3,25 +3,29 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
-#include <chrono>
 #include <exception>
 #include <memory>
 #include <optional>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "base/log.h"
 #include "proto/job_spec.h"
 #include "trainer/loop/layout.h"
 #include "trainer/loop/metrics.h"
-#include "trainer/loop/restore.h"
-#include "trainer/loop/snapshots.h"
+#include "trainer/checkpoint/snapshot.h"
+#include "trainer/loop/snapshot_schedule.h"
+#include "trainer/loop/stored_state.h"
 #include "trainer/loop/trainer.h"
 #include "trainer/loop/write_plan.h"
 
 namespace moesaic {
 namespace {
+
+// How long a snapshot waits for the one before it, and how often it looks.
+constexpr absl::Duration kBufferDeadline = absl::Seconds(60);
+constexpr absl::Duration kBufferPoll = absl::Milliseconds(2);
 
 template <typename Hash>
 std::string Bytes(const Hash& hash) {
@@ -64,15 +68,23 @@ class Generation {
   std::optional<WorkerResult> AgreeToStart();
   WorkerResult Train();
   std::optional<WorkerResult> FinishStep(StepOutcome outcome);
+  bool WaitForFreeBuffer();
+  absl::StatusOr<SnapshotReport> CopyState();
   void TakeSnapshot();
   void Report(const char* phase, const StepOutcome* outcome);
   const JobSpec& spec() const { return table_.spec(); }
+  int threads() const { return static_cast<int>(table_.threads()); }
 
-  ControlWord Wish() const {
+  bool SnapshotInFlight(const Control& control) {
+    snapshots_->Settle(control.committed_step(), control.aborted_snapshot_step());
+    return snapshots_->in_flight();
+  }
+
+  ControlWord Wish() {
     const Control control = inputs_.client->LatestControl();
     return {.stop = control.stop(),
             .snapshot = control.snapshot_now(),
-            .hold_snapshots = snapshotter_->InFlight(control)};
+            .hold_snapshots = SnapshotInFlight(control)};
   }
 
   bool ValidationIsDue(uint64_t step) const {
@@ -85,15 +97,15 @@ class Generation {
   const RankTable table_;
   const int rank_;
   std::unique_ptr<Trainer> trainer_;
-  std::unique_ptr<Snapshotter> snapshotter_;
+  std::unique_ptr<SnapshotTaker> snapshots_;
+  std::vector<int> writers_;  // of the checkpoint, by parameter
   std::unique_ptr<MetricsFile> metrics_;  // rank 0
 };
 
 std::optional<WorkerResult> Generation::SetUp() {
-  at::set_num_threads(static_cast<int>(table_.threads()));
+  at::set_num_threads(threads());
   auto layout = LayoutOf(table_);
   if (!layout.ok()) return Ended(WorkerEnd::kFailed, layout.status());
-  std::vector<int> writers;
   auto trainer = Trainer::Create({.spec = spec(),
                                   .mesh = layout->mesh,
                                   .placement = layout->placement,
@@ -102,14 +114,9 @@ std::optional<WorkerResult> Generation::SetUp() {
                                   .watchdog = inputs_.watchdog});
   if (!trainer.ok()) return FailedInput(trainer.status());
   trainer_ = *std::move(trainer);
-  snapshotter_ = std::make_unique<Snapshotter>(SnapshotterInputs{
-      .job = table_.job(),
-      .generation = table_.generation(),
-      .rank = static_cast<uint32_t>(rank_),
-      .arena_path = table_.ranks(rank_).arena_path(),
-      .catalog = &trainer_->catalog(),
-      .store = &trainer_->store(),
-      .writers = CheckpointWriters(trainer_->catalog(), layout->mesh, layout->placement)});
+  writers_ = CheckpointWriters(trainer_->catalog(), layout->mesh, layout->placement);
+  snapshots_ = std::make_unique<SnapshotTaker>(inputs_.identity,
+                                               table_.ranks(rank_).arena_path());
   if (auto failed = FillParameters()) return failed;
   if (rank_ == 0) {
     auto metrics = MetricsFile::Open(spec().run().dir());
@@ -123,9 +130,9 @@ std::optional<WorkerResult> Generation::FillParameters() {
   if (inputs_.watchdog != nullptr) inputs_.watchdog->SetPlace({.phase = "restore"});
   absl::Status status;
   if (!table_.restore_path().empty()) {
-    status = RestoreTraining(table_.restore_path(), spec(), *trainer_);
+    status = RestoreTraining(table_.restore_path(), spec(), threads(), *trainer_);
   } else if (spec().train().has_init_from()) {
-    status = RestoreWeights(spec().train().init_from(), spec(), *trainer_);
+    status = RestoreWeights(spec().train().init_from(), threads(), *trainer_);
   } else {
     trainer_->InitialiseParameters();
     return std::nullopt;
@@ -190,22 +197,43 @@ std::optional<WorkerResult> Generation::FinishStep(StepOutcome outcome) {
   return std::nullopt;
 }
 
+// Rank 0 may have seen the last commit before this rank has; the buffer is free in a moment then.
+// A snapshot on request, and the last, wait for the one before them.
+bool Generation::WaitForFreeBuffer() {
+  const absl::Time deadline = absl::Now() + kBufferDeadline;
+  while (SnapshotInFlight(inputs_.client->LatestControl())) {
+    if (absl::Now() > deadline) return false;
+    absl::SleepFor(kBufferPoll);
+  }
+  return true;
+}
+
+absl::StatusOr<SnapshotReport> Generation::CopyState() {
+  if (!WaitForFreeBuffer()) {
+    return absl::DeadlineExceededError(
+        absl::StrCat("the snapshot before it was not persisted within ",
+                     absl::FormatDuration(kBufferDeadline)));
+  }
+  auto taken = snapshots_->Take(trainer_->state(), ObjectsToWrite(*trainer_, writers_, rank_),
+                                threads());
+  if (!taken.ok()) return taken.status();
+  return **taken;
+}
+
 // A snapshot that fails is given up; training goes on.
 void Generation::TakeSnapshot() {
-  const auto taken = snapshotter_->Take(trainer_->state());
+  const uint64_t step = trainer_->state().step();
   SnapshotReport report;
-  report.set_step(trainer_->state().step());
-  if (taken.ok()) {
-    report.set_buffer(taken->buffer);
-    report.set_bytes(taken->bytes);
+  if (auto copied = CopyState(); copied.ok()) {
+    report = *std::move(copied);
   } else {
-    report.set_error(std::string(taken.status().message()));
-    LogWarning("snapshot of step {} given up: {}", trainer_->state().step(), report.error());
+    report.set_step(step);
+    report.set_error(std::string(copied.status().message()));
+    LogWarning("snapshot of step {} given up: {}", step, report.error());
   }
-  const absl::Status status = inputs_.client->ReportSnapshot(report);
-  if (!status.ok()) {
-    LogWarning("the coordinator did not take the snapshot of step {}: {}",
-               trainer_->state().step(), std::string(status.message()));
+  if (absl::Status status = inputs_.client->ReportSnapshot(report); !status.ok()) {
+    LogWarning("the coordinator did not take the snapshot of step {}: {}", step,
+               std::string(status.message()));
   }
 }
 

@@ -15,6 +15,7 @@ namespace moesaic {
 struct WorkerInputs {
   CoordinatorClient* client = nullptr;
   Communicator* world = nullptr;
+  WorkerIdentity identity;       // as the client sends it
   Watchdog* watchdog = nullptr;  // may be null
   std::string binary;            // version and build, compared among the ranks
 };
