@@ -20,8 +20,8 @@ namespace moesaic {
 struct LoopPlace {
   uint64_t step = 0;
   int64_t micro_batch = -1;
-  std::string phase;  // "restore", "forward", "backward", "reduce", "update", ...
-  std::string block;  // the block in progress: "layers.3.feed_forward"
+  std::string phase = {};  // "restore", "forward", "backward", "reduce", "update", ...
+  std::string block = {};  // the block in progress: "layers.3.feed_forward"
 };
 
 struct WatchdogOptions {

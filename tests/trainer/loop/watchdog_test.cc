@@ -58,7 +58,7 @@ TEST_F(WatchdogTest, FiresOnce) {
 }
 
 TEST_F(WatchdogTest, OutsideACollectiveItSaysThatThisRankIsSlow) {
-  watchdog_.Entered({.operation = "barrier"});
+  watchdog_.Entered({.operation = "barrier", .group = "data"});
   watchdog_.Left();
   clock_.Advance(absl::Seconds(11));
   EXPECT_TRUE(watchdog_.Check());
