@@ -29,12 +29,24 @@ std::vector<uint64_t> ShapeOf(const ParameterSpec& spec) {
   return {spec.shape.begin(), spec.shape.end()};
 }
 
-absl::Status Restore(const StepFolder& step, const Manifest& manifest, bool moments, int threads,
-                     Trainer& trainer) {
+struct OpenedCheckpoint {
+  StepFolder step;
+  Manifest manifest;
+};
+
+absl::StatusOr<OpenedCheckpoint> Open(const std::string& folder) {
+  auto step = OpenCheckpoint(&FileSystem::System(), folder);
+  if (!step.ok()) return step.status();
+  auto manifest = ReadManifest(*step->folder);
+  if (!manifest.ok()) return manifest.status();
+  return OpenedCheckpoint{*std::move(step), *std::move(manifest)};
+}
+
+absl::Status Restore(const OpenedCheckpoint& from, bool moments, const RestoreInto& into) {
   std::vector<RestoreTarget> targets;
-  for (const ParameterId id : trainer.store().owned()) {
-    const ParameterSpec& spec = trainer.catalog()[id];
-    for (const StateTensor& state : StateOf(trainer.store(), id)) {
+  for (const ParameterId id : into.store->owned()) {
+    const ParameterSpec& spec = (*into.catalog)[id];
+    for (const StateTensor& state : StateOf(*into.store, id)) {
       if (state.kind != MASTER && !moments) continue;
       targets.push_back({.kind = state.kind,
                          .name = spec.name,
@@ -43,7 +55,7 @@ absl::Status Restore(const StepFolder& step, const Manifest& manifest, bool mome
                                          static_cast<size_t>(state.tensor.numel())}});
     }
   }
-  return RestoreObjects(*step.folder, manifest, targets, threads);
+  return RestoreObjects(*from.step.folder, from.manifest, targets, into.threads);
 }
 
 }  // namespace
@@ -68,28 +80,21 @@ std::vector<SnapshotObject> ObjectsToWrite(Trainer& trainer, std::span<const int
   return objects;
 }
 
-absl::Status RestoreTraining(const std::string& folder, const JobSpec& spec, int threads,
-                             Trainer& trainer) {
-  const auto step = OpenCheckpoint(&FileSystem::System(), folder);
-  if (!step.ok()) return step.status();
-  const auto manifest = ReadManifest(*step->folder);
-  if (!manifest.ok()) return manifest.status();
-  if (absl::Status fits = CheckResumable(*manifest, spec, trainer.catalog()); !fits.ok()) return fits;
-  if (absl::Status status = Restore(*step, *manifest, /*moments=*/true, threads, trainer);
-      !status.ok()) {
-    return status;
-  }
-  trainer.state() = manifest->state();
-  return absl::OkStatus();
+absl::StatusOr<TrainingState> RestoreTraining(const std::string& folder, const JobSpec& spec,
+                                              const RestoreInto& into) {
+  const auto from = Open(folder);
+  if (!from.ok()) return from.status();
+  absl::Status status = CheckResumable(from->manifest, spec, *into.catalog);
+  if (status.ok()) status = Restore(*from, /*moments=*/true, into);
+  if (!status.ok()) return status;
+  return from->manifest.state();
 }
 
-absl::Status RestoreWeights(const std::string& folder, int threads, Trainer& trainer) {
-  const auto step = OpenCheckpoint(&FileSystem::System(), folder);
-  if (!step.ok()) return step.status();
-  const auto manifest = ReadManifest(*step->folder);
-  if (!manifest.ok()) return manifest.status();
-  if (absl::Status fits = CheckInitFrom(*manifest, trainer.catalog()); !fits.ok()) return fits;
-  return Restore(*step, *manifest, /*moments=*/false, threads, trainer);
+absl::Status RestoreWeights(const std::string& folder, const RestoreInto& into) {
+  const auto from = Open(folder);
+  if (!from.ok()) return from.status();
+  if (absl::Status fits = CheckInitFrom(from->manifest, *into.catalog); !fits.ok()) return fits;
+  return Restore(*from, /*moments=*/false, into);
 }
 
 }  // namespace moesaic

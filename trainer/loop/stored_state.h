@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "proto/job.pb.h"
 #include "trainer/checkpoint/snapshot.h"
 #include "trainer/loop/trainer.h"
@@ -17,14 +18,22 @@ namespace moesaic {
 std::vector<SnapshotObject> ObjectsToWrite(Trainer& trainer, std::span<const int> writers,
                                            int rank);
 
-// Masters, moments and TrainingState of all that this rank owns, from `folder`: a step folder or a
-// root (its newest step). FailedPrecondition: a checkpoint of another model, with the fields that
-// differ, or one of parameters only. DataLoss: damaged, naming file and object. NotFound.
-// The caller publishes the weights afterwards.
-absl::Status RestoreTraining(const std::string& folder, const JobSpec& spec, int threads,
-                             Trainer& trainer);
+// Where a restore puts what this rank owns.
+struct RestoreInto {
+  const ParameterCatalog* catalog = nullptr;
+  ParameterStore* store = nullptr;
+  int threads = 1;
+};
 
-// Masters only; the training state stays. For train.init_from, evaluation and generation.
-absl::Status RestoreWeights(const std::string& folder, int threads, Trainer& trainer);
+// Masters, moments and TrainingState, from `folder`: a step folder or a root (its newest step).
+// FailedPrecondition: a checkpoint of another model, with the fields that differ, or one of
+// parameters only. DataLoss: damaged, naming file and object. NotFound.
+// Compute weights are not touched: the caller publishes them.
+absl::StatusOr<TrainingState> RestoreTraining(const std::string& folder, const JobSpec& spec,
+                                              const RestoreInto& into);
+
+// Masters only. For train.init_from, evaluation and generation. Errors as above, but a checkpoint of
+// parameters only will do.
+absl::Status RestoreWeights(const std::string& folder, const RestoreInto& into);
 
 }  // namespace moesaic

@@ -128,11 +128,15 @@ std::optional<WorkerResult> Generation::SetUp() {
 
 std::optional<WorkerResult> Generation::FillParameters() {
   if (inputs_.watchdog != nullptr) inputs_.watchdog->SetPlace({.phase = "restore"});
+  const RestoreInto into = {
+      .catalog = &trainer_->catalog(), .store = &trainer_->store(), .threads = threads()};
   absl::Status status;
   if (!table_.restore_path().empty()) {
-    status = RestoreTraining(table_.restore_path(), spec(), threads(), *trainer_);
+    auto state = RestoreTraining(table_.restore_path(), spec(), into);
+    status = state.status();
+    if (state.ok()) trainer_->state() = *std::move(state);
   } else if (spec().train().has_init_from()) {
-    status = RestoreWeights(spec().train().init_from(), threads(), *trainer_);
+    status = RestoreWeights(spec().train().init_from(), into);
   } else {
     trainer_->InitialiseParameters();
     return std::nullopt;
