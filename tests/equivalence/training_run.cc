@@ -125,7 +125,7 @@ RunResult TrainInProcess(const JobSpec& spec, const RunLayout& layout, int steps
     // Where several ranks own a dense parameter, all must have the same bits.
     for (auto& [name, weight] : mine.weights) {
       const auto [entry, fresh] = all.weights.emplace(name, weight);
-      if (!fresh) EXPECT_TRUE(at::equal(entry->second, weight)) << name << " differs among ranks";
+      EXPECT_TRUE(fresh || at::equal(entry->second, weight)) << name << " differs among ranks";
     }
     all.gradients.merge(mine.gradients);
   });
