@@ -41,9 +41,8 @@ void Check(int code, const OperationStamp& stamp) {
 }
 
 // A committed datatype over the pieces, at absolute addresses. Measured against packing into a
-// staging buffer (2 and 4 ranks, 2 to 64 pieces of 1 KiB to 512 KiB, shared memory and TCP): from
-// equal to twice as fast where several ranks share the memory bandwidth, and it needs no second
-// buffer.
+// staging buffer: up to twice as fast with four ranks in shared memory, mixed elsewhere
+// (docs/design/communication.md), and it needs no second buffer.
 template <typename Piece>
 class PiecesType {
  public:
