@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "launcher/config/spelling.h"
+#include "launcher/verbs/compute.h"
 #include "launcher/verbs/config.h"
 #include "launcher/verbs/data.h"
 #include "launcher/verbs/version.h"
@@ -18,6 +19,8 @@ using RegisterVerb = void (*)(CLI::App& program, VerbContext& context);
 constexpr RegisterVerb kVerbs[] = {
     RegisterConfig,
     RegisterData,
+    RegisterEval,
+    RegisterGenerate,
     RegisterVersion,
 };
 

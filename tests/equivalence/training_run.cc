@@ -105,7 +105,7 @@ RunResult TrainAsRank(const JobSpec& spec, const RunLayout& layout, int steps,
     result.aux_losses.push_back(outcome->metrics.aux_loss());
     result.norms.push_back(outcome->metrics.grad_norm());
   }
-  result.validation_loss = (*trainer)->Validate(0).value();
+  result.validation_loss = (*trainer)->Validate(0).value().loss;
   Collect(**trainer, result);
   return result;
 }

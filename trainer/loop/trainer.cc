@@ -95,7 +95,7 @@ class TrainerImpl : public Trainer {
   }
 
   absl::StatusOr<StepOutcome> Step(const ControlWord& wish) override;
-  absl::StatusOr<double> Validate(uint64_t samples) override;
+  absl::StatusOr<ValidationResult> Validate(uint64_t samples) override;
 
  private:
   using TimePoint = std::chrono::steady_clock::time_point;
@@ -282,7 +282,7 @@ absl::StatusOr<StepOutcome> TrainerImpl::Step(const ControlWord& wish) {
   return outcome;
 }
 
-absl::StatusOr<double> TrainerImpl::Validate(uint64_t samples) {
+absl::StatusOr<ValidationResult> TrainerImpl::Validate(uint64_t samples) {
   const auto available = static_cast<uint64_t>(validation_.samples());
   const StepPlan step = {
       .first = 0,
@@ -307,7 +307,9 @@ absl::StatusOr<double> TrainerImpl::Validate(uint64_t samples) {
   }
   sums.Reduce(*data_communicator_);
   const int64_t targets = validation_.CountTargets(0, step.count);
-  return targets > 0 ? sums.loss_sum() / static_cast<double>(targets) : 0.0;
+  return ValidationResult{
+      .loss = targets > 0 ? sums.loss_sum() / static_cast<double>(targets) : 0.0,
+      .samples = static_cast<uint64_t>(step.count)};
 }
 
 absl::Status CheckMesh(const TrainerInputs& inputs) {

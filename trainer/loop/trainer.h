@@ -44,7 +44,12 @@ struct StepOutcome {
   StepTimes times;
 };
 
-// Thread-compatible. Step and Validate are collective.
+struct ValidationResult {
+  double loss = 0;       // mean over the targets, in nats
+  uint64_t samples = 0;
+};
+
+// Thread-compatible. Step, Validate and PublishWeights are collective.
 class Trainer {
  public:
   // InvalidArgument: the job does not fit the mesh. NotFound, DataLoss: token files. Parameters are
@@ -66,9 +71,9 @@ class Trainer {
   // gradient skips the update everywhere (metrics.skipped). DataLoss: the token files.
   virtual absl::StatusOr<StepOutcome> Step(const ControlWord& wish) = 0;
 
-  // Mean loss over `samples` validation samples (0: all; as many as there are at most). NotFound
-  // when the job has no validation data.
-  virtual absl::StatusOr<double> Validate(uint64_t samples) = 0;
+  // Over the first `samples` validation samples (0: all; as many as there are at most). NotFound when
+  // the job has no validation data. The parameters and the state stay as they are.
+  virtual absl::StatusOr<ValidationResult> Validate(uint64_t samples) = 0;
 
   // Owned parameters, after a Step: the summed gradient before clipping. For tests and diagnosis.
   virtual at::Tensor Gradient(ParameterId id) const = 0;

@@ -11,12 +11,19 @@ Watchdog::Watchdog(WatchdogOptions options)
 
 Watchdog::~Watchdog() { Stop(); }
 
-void Watchdog::Start() {
-  thread_ = std::thread([this] {
+void Watchdog::SetDeadline(absl::Duration deadline) {
+  MutexLock lock(&mu_);
+  deadline_ = deadline;
+  last_progress_ = options_.clock->Now();
+}
+
+void Watchdog::Start(absl::Duration deadline) {
+  SetDeadline(deadline);
+  thread_ = std::thread([this, deadline] {
     for (;;) {
       {
         MutexLock lock(&mu_);
-        if (!stopping_) stop_changed_.WaitFor(&mu_, options_.deadline / 10);
+        if (!stopping_) stop_changed_.WaitFor(&mu_, deadline / 10);
         if (stopping_) return;
       }
       Check();
@@ -56,7 +63,7 @@ bool Watchdog::Check() {
   {
     MutexLock lock(&mu_);
     const absl::Time now = options_.clock->Now();
-    if (fired_ || now - last_progress_ < options_.deadline) return false;
+    if (fired_ || now - last_progress_ < deadline_) return false;
     fired_ = true;
     dump = Dump(now);
   }
@@ -68,7 +75,7 @@ std::string Watchdog::Dump(absl::Time now) const {
   std::string out = fmt::format(
       "[watchdog] no progress for {:.1f} s (health.progress_timeout is {:.1f} s): step {}, "
       "micro-batch {}, phase {}{}{}",
-      absl::ToDoubleSeconds(now - last_progress_), absl::ToDoubleSeconds(options_.deadline),
+      absl::ToDoubleSeconds(now - last_progress_), absl::ToDoubleSeconds(deadline_),
       place_.step, place_.micro_batch, place_.phase, place_.block.empty() ? "" : ", block ",
       place_.block);
   for (const auto& [thread, pending] : pending_) {

@@ -25,7 +25,6 @@ struct LoopPlace {
 };
 
 struct WatchdogOptions {
-  absl::Duration deadline = absl::Seconds(60);
   const Clock* clock = &Clock::System();
   // Called once with the dump, on the watchdog's thread; the worker's writes it and exits 86.
   std::function<void(const std::string& dump)> expired;
@@ -37,9 +36,12 @@ class Watchdog : public OperationObserver {
   explicit Watchdog(WatchdogOptions options);
   ~Watchdog() override;
 
-  // Starts and stops the thread that calls Check ten times a deadline.
-  void Start();
+  // Sets the deadline and starts the thread that calls Check ten times a deadline. Before it, Check
+  // does nothing: nobody has said yet how long is too long.
+  void Start(absl::Duration deadline);
   void Stop();
+  // The deadline without the thread; for tests, which call Check themselves.
+  void SetDeadline(absl::Duration deadline);
 
   void SetPlace(LoopPlace place);
   void Entered(const OperationStamp& stamp) override;
@@ -59,6 +61,7 @@ class Watchdog : public OperationObserver {
   Mutex mu_;
   CondVar stop_changed_;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Duration deadline_ ABSL_GUARDED_BY(mu_) = absl::InfiniteDuration();
   bool fired_ ABSL_GUARDED_BY(mu_) = false;
   absl::Time last_progress_ ABSL_GUARDED_BY(mu_);
   LoopPlace place_ ABSL_GUARDED_BY(mu_);

@@ -103,6 +103,9 @@ class Generation {
 };
 
 std::optional<WorkerResult> Generation::SetUp() {
+  if (inputs_.watchdog != nullptr) {
+    inputs_.watchdog->Start(absl::Seconds(spec().health().progress_timeout()));
+  }
   at::set_num_threads(threads());
   auto layout = LayoutOf(table_);
   if (!layout.ok()) return Ended(WorkerEnd::kFailed, layout.status());
@@ -183,10 +186,10 @@ std::optional<WorkerResult> Generation::FinishStep(StepOutcome outcome) {
   const uint64_t step = trainer_->state().step();
   if (ValidationIsDue(step)) {
     Report("validate", nullptr);
-    const auto loss = trainer_->Validate(spec().train().validate_samples());
-    if (!loss.ok()) return FailedInput(loss.status());
-    outcome.metrics.set_validation_loss(*loss);
-    trainer_->state().set_validation_loss(*loss);
+    const auto validation = trainer_->Validate(spec().train().validate_samples());
+    if (!validation.ok()) return FailedInput(validation.status());
+    outcome.metrics.set_validation_loss(validation->loss);
+    trainer_->state().set_validation_loss(validation->loss);
   }
   outcome.metrics.set_generation(table_.generation());
   if (metrics_ != nullptr) {

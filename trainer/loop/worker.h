@@ -15,9 +15,9 @@ namespace moesaic {
 struct WorkerInputs {
   CoordinatorClient* client = nullptr;
   Communicator* world = nullptr;
-  WorkerIdentity identity;       // as the client sends it
   Watchdog* watchdog = nullptr;  // may be null
-  std::string binary;            // version and build, compared among the ranks
+  WorkerIdentity identity = {};  // as the client sends it
+  std::string binary = {};       // version and build, compared among the ranks
 };
 
 // How a worker ends; docs/exit-codes.md gives each its exit code.

@@ -24,8 +24,8 @@ class WatchdogTest : public ::testing::Test {
  protected:
   ManualClock clock_;
   std::vector<std::string> dumps_;
-  Watchdog watchdog_{{.deadline = absl::Seconds(10),
-                      .clock = &clock_,
+  void SetUp() override { watchdog_.SetDeadline(absl::Seconds(10)); }
+  Watchdog watchdog_{{.clock = &clock_,
                       .expired = [this](const std::string& dump) { dumps_.push_back(dump); }}};
 };
 
@@ -66,7 +66,7 @@ TEST_F(WatchdogTest, OutsideACollectiveItSaysThatThisRankIsSlow) {
 }
 
 TEST_F(WatchdogTest, StopsAtOnce) {
-  watchdog_.Start();
+  watchdog_.Start(absl::Seconds(10));
   watchdog_.Stop();
   EXPECT_TRUE(dumps_.empty());
 }

@@ -1,0 +1,21 @@
+// moesaic-worker train: one rank of one generation.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <string>
+
+#include "base/log.h"
+
+namespace moesaic {
+
+// What the program reads from its environment.
+struct WorkerEnvironment {
+  std::string token;  // of the generation
+  LogLevel log_level = LogLevel::kInfo;
+};
+
+// Does not return to main after a failure: it leaves with the code of docs/exit-codes.md, since
+// MPI_Finalize would wait for ranks that go on.
+void RegisterTrain(CLI::App& program, const WorkerEnvironment& environment, int& exit_code);
+
+}  // namespace moesaic
