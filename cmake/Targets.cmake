@@ -14,6 +14,15 @@ if(MOESAIC_SANITIZE)
     -fsanitize=${MOESAIC_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=undefined)
   target_link_options(moesaic_options INTERFACE -fsanitize=${MOESAIC_SANITIZE})
 endif()
+if(MOESAIC_FUZZ)
+  if(NOT CMAKE_CXX_COMPILER_ID MATCHES Clang)
+    message(FATAL_ERROR "MOESAIC_FUZZ needs clang: configure with CC=clang-14 CXX=clang++-14")
+  endif()
+  target_compile_options(moesaic_options INTERFACE
+    -fsanitize=fuzzer-no-link,address,undefined -fno-omit-frame-pointer
+    -fno-sanitize-recover=undefined)
+  target_link_options(moesaic_options INTERFACE -fsanitize=address,undefined)
+endif()
 
 # The precompiled header of every file that uses ATen.
 file(WRITE ${CMAKE_BINARY_DIR}/aten_pch.cc "")
@@ -62,4 +71,30 @@ function(moesaic_test name)
   endif()
   set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT ${arg_TIMEOUT}
     ENVIRONMENT "${arg_ENV}")
+endfunction()
+
+# moesaic_fuzzer(NAME SRCS files... DEPS targets...): the sources define LLVMFuzzerTestOneInput.
+# Always: NAME_replay, a fast test that feeds it every file of tests/fuzz/corpus/NAME. With
+# -DMOESAIC_FUZZ=ON also the libFuzzer program NAME and a slow test that runs it for 20 seconds; what
+# breaks it is left in the build folder under fuzz/found/NAME.
+function(moesaic_fuzzer name)
+  cmake_parse_arguments(arg "" "" "SRCS;DEPS" ${ARGN})
+  set(corpus ${CMAKE_SOURCE_DIR}/tests/fuzz/corpus/${name})
+  add_executable(${name}_replay ${arg_SRCS} ${CMAKE_SOURCE_DIR}/tests/fuzz/replay_main.cc)
+  target_link_libraries(${name}_replay PRIVATE moesaic_options ${arg_DEPS})
+  set_target_properties(${name}_replay PROPERTIES
+    RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  add_test(NAME ${name}_replay COMMAND ${name}_replay ${corpus})
+  set_tests_properties(${name}_replay PROPERTIES LABELS fast TIMEOUT 60)
+  if(MOESAIC_FUZZ)
+    add_executable(${name} ${arg_SRCS})
+    target_link_libraries(${name} PRIVATE moesaic_options ${arg_DEPS})
+    target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+    set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/fuzz)
+    set(found ${CMAKE_BINARY_DIR}/fuzz/found/${name})
+    file(MAKE_DIRECTORY ${found})
+    add_test(NAME ${name} COMMAND ${name} -max_total_time=20 -artifact_prefix=${found}/ ${found}
+      ${corpus})
+    set_tests_properties(${name} PROPERTIES LABELS slow TIMEOUT 60)
+  endif()
 endfunction()

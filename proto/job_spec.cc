@@ -99,7 +99,7 @@ void FillMessage(Message* message) {
 void DeriveFields(JobSpec* spec) {
   if (spec->has_model()) {
     ModelSpec& model = *spec->mutable_model();
-    if (!model.has_kv_heads() && model.has_heads()) model.set_kv_heads(model.heads());
+    if (!model.has_kv_heads() && model.heads() > 0) model.set_kv_heads(model.heads());
     if (!model.has_head_width() && model.has_hidden() && model.heads() > 0 &&
         model.hidden() % model.heads() == 0) {
       model.set_head_width(model.hidden() / model.heads());

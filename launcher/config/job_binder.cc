@@ -129,6 +129,9 @@ Message* JobBinder::MutableMessage(const FieldTarget& target) {
 void JobBinder::BindField(const YamlNode& node, TextPlace key, const FieldTarget& target) {
   if (!node.refused.empty()) {
     Report(node.place, target.path, node.refused);
+  } else if (node.kind == YamlNode::kNull) {
+    // YAML places it after the key, perhaps some lines later.
+    Report(key, target.path, "has no value: give one, or leave the key out");
   } else if (target.field->is_repeated() && target.index < 0) {
     draft_.SetOrigin(target.path, source_, key);
     BindList(node, target);
@@ -150,8 +153,7 @@ void JobBinder::BindMessage(const YamlNode& node, Message* message, const std::s
     BindWord(node, message, path);
   } else {
     Report(node.place, path,
-           absl::StrCat("expected a map, got ", KindName(node.kind),
-                        node.kind == YamlNode::kNull ? "; write {} for an empty one" : ""));
+           absl::StrCat("expected a map, got ", KindName(node.kind)));
   }
 }
 
@@ -159,7 +161,8 @@ void JobBinder::BindMap(const YamlNode& node, Message* message, const std::strin
   const Descriptor& type = *message->GetDescriptor();
   std::map<std::string, TextPlace> seen;
   std::map<const OneofDescriptor*, std::string> members;
-  for (const auto& [key, value] : node.entries) {
+  for (size_t i = 0; i < node.keys.size(); ++i) {
+    const YamlNode& key = node.keys[i];
     if (key.kind != YamlNode::kScalar || !key.refused.empty()) {
       Report(key.place, path,
              key.refused.empty() ? absl::StrCat("a key must be a word, not ", KindName(key.kind))
@@ -186,7 +189,7 @@ void JobBinder::BindMap(const YamlNode& node, Message* message, const std::strin
         continue;
       }
     }
-    BindField(value, key.place, {message, field, -1, field_path});
+    BindField(node.items[i], key.place, {message, field, -1, field_path});
   }
 }
 
@@ -242,9 +245,7 @@ void JobBinder::BindList(const YamlNode& node, const FieldTarget& target) {
 }
 
 void JobBinder::BindScalar(const YamlNode& node, const FieldTarget& target) {
-  if (node.kind == YamlNode::kNull) {
-    Report(node.place, target.path, "has no value: give one, or leave the key out");
-  } else if (node.kind != YamlNode::kScalar) {
+  if (node.kind != YamlNode::kScalar) {
     Report(node.place, target.path,
            absl::StrCat("expected a single value, got ", KindName(node.kind)));
   } else if (!node.quoted && node.text == "auto") {

@@ -96,9 +96,9 @@ absl::StatusOr<FieldTarget> FindTarget(absl::string_view path, JobBinder* binder
   return target;
 }
 
-// train.steps to MOESAIC_TRAIN__STEPS.
+// train.steps to TRAIN__STEPS.
 std::string VariableOf(absl::string_view path) {
-  return absl::StrCat(kPrefix, absl::AsciiStrToUpper(absl::StrReplaceAll(path, {{".", "__"}})));
+  return absl::AsciiStrToUpper(absl::StrReplaceAll(path, {{".", "__"}}));
 }
 
 // MOESAIC_DATA__TRAIN__0__PATH to data.train[0].path.
@@ -130,12 +130,15 @@ bool IsSchemaPath(absl::string_view path) {
 }
 
 std::string UnknownVariableMessage(absl::string_view name) {
-  std::vector<std::string> candidates(kReserved.begin(), kReserved.end());
+  std::vector<std::string> candidates;
+  for (absl::string_view reserved : kReserved) {
+    candidates.emplace_back(absl::StripPrefix(reserved, kPrefix));
+  }
   for (const std::string& path : SchemaPaths()) candidates.push_back(VariableOf(path));
-  const std::string nearest = Nearest(name, candidates);
+  const std::string nearest = Nearest(absl::StripPrefix(name, kPrefix), candidates);
   return absl::StrCat("no key of the job file has this name",
                       nearest.empty() ? " (MOESAIC_TRAIN__STEPS is train.steps)"
-                                      : absl::StrCat("; did you mean ", nearest, "?"));
+                                      : absl::StrCat("; did you mean ", kPrefix, nearest, "?"));
 }
 
 }  // namespace

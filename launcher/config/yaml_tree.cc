@@ -60,11 +60,6 @@ class TreeBuilder : public YAML::EventHandler {
   void OnMapEnd() override { Close(); }
 
  private:
-  struct OpenNode {
-    YamlNode node;
-    std::optional<YamlNode> key;  // of a map, waiting for its value
-  };
-
   static YamlNode Make(YamlNode::Kind kind, const YAML::Mark& mark, const std::string& tag,
                        YAML::anchor_t anchor) {
     YamlNode node;
@@ -81,11 +76,11 @@ class TreeBuilder : public YAML::EventHandler {
     if (open_.size() >= kMaxYamlDepth) {
       throw YAML::ParserException(mark, absl::StrCat("nested deeper than ", kMaxYamlDepth));
     }
-    open_.push_back({std::move(node), std::nullopt});
+    open_.push_back(std::move(node));
   }
 
   void Close() {
-    YamlNode node = std::move(open_.back().node);
+    YamlNode node = std::move(open_.back());
     open_.pop_back();
     Finish(std::move(node));
   }
@@ -95,19 +90,14 @@ class TreeBuilder : public YAML::EventHandler {
       *root_ = std::move(node);
       return;
     }
-    OpenNode& parent = open_.back();
-    if (parent.node.kind == YamlNode::kList) {
-      parent.node.items.push_back(std::move(node));
-    } else if (!parent.key.has_value()) {
-      parent.key = std::move(node);
-    } else {
-      parent.node.entries.emplace_back(*std::move(parent.key), std::move(node));
-      parent.key.reset();
-    }
+    YamlNode& parent = open_.back();
+    const bool is_key =
+        parent.kind == YamlNode::kMap && parent.keys.size() == parent.items.size();
+    (is_key ? parent.keys : parent.items).push_back(std::move(node));
   }
 
   YamlNode* root_;
-  std::vector<OpenNode> open_;
+  std::vector<YamlNode> open_;
 };
 
 }  // namespace

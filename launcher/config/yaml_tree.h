@@ -4,7 +4,6 @@
 
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "absl/strings/string_view.h"
@@ -25,8 +24,8 @@ struct YamlNode {
   std::string text;     // of a scalar
   bool quoted = false;  // or a block scalar: certainly a string
   std::string refused;  // why this node may not stand in a job file; empty: it may
-  std::vector<YamlNode> items;
-  std::vector<std::pair<YamlNode, YamlNode>> entries;  // duplicates included, in order
+  std::vector<YamlNode> items;  // of a list, or the values of a map
+  std::vector<YamlNode> keys;   // of a map, one an item, in order and with duplicates
 };
 
 struct YamlError {
