@@ -183,7 +183,8 @@ absl::Status TrainerImpl::RunRounds(const StepPlan& step, StepSums& sums) {
       .reproducible = inputs_.spec.train().reproducible(),
       .compute = compute(),
       .loss_scale = targets > 0 ? 1.0 / static_cast<double>(targets) : 0.0,
-      .aux_scale = 1.0 / static_cast<double>(step.micro_batches())};
+      .aux_scale = 1.0 / static_cast<double>(step.micro_batches()),
+      .profile = inputs_.profile};
   gradients_.BeginStep({.micro_batches = step.micro_batches(), .rounds = PlanFor(step).rounds()});
   for (int64_t round = 0; round < PlanFor(step).rounds(); ++round) {
     auto batch = Load(step, round, [this](int64_t first, int64_t count) {
@@ -252,6 +253,7 @@ absl::StatusOr<StepOutcome> TrainerImpl::Step(const ControlWord& wish) {
   outcome.times.forward_backward = Seconds(begin);
 
   const auto reduce_begin = std::chrono::steady_clock::now();
+  ProfiledScope scope(inputs_.profile, Part::kReduction);
   At(-1, "reduce");
   gradients_.Reduce();
   ContributeNorms(sums);
@@ -260,6 +262,7 @@ absl::StatusOr<StepOutcome> TrainerImpl::Step(const ControlWord& wish) {
   outcome.times.reduce = Seconds(reduce_begin);
 
   const auto update_begin = std::chrono::steady_clock::now();
+  scope.Switch(Part::kOptimizer);
   At(-1, "update");
   const double norm = sums.gradient_norm();
   const bool skipped = !std::isfinite(norm) || !std::isfinite(sums.loss_sum());

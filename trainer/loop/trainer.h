@@ -18,6 +18,7 @@
 #include "trainer/catalog/parameter_catalog.h"
 #include "trainer/loop/step_sums.h"
 #include "trainer/loop/watchdog.h"
+#include "trainer/model/profile.h"
 #include "trainer/optim/parameter_store.h"
 
 namespace moesaic {
@@ -29,6 +30,7 @@ struct TrainerInputs {
   int rank = 0;                  // in the mesh
   Communicator* world = nullptr; // of all ranks, by rank; must outlive the trainer
   Watchdog* watchdog = nullptr;  // told where the loop is; may be null
+  Profile* profile = nullptr;    // where the time goes is noted here; may be null
 };
 
 // Seconds of this rank's step, by part.

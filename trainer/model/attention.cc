@@ -36,7 +36,9 @@ Bundle AttentionBlock::Forward(const Bundle& in, PassContext& context) {
   const AttentionShape shape = Shape(*context.micro_batch);
   WeightSource& weights = *context.weights;
   auto saved = std::make_unique<AttentionSaved>();
+  ProfiledScope scope(context.options->profile, Part::kNorm);
   saved->normed = norm_.Forward(x, weights, saved->norm);
+  scope.Switch(Part::kAttention);
   saved->qkv = Linear(saved->normed, weights.Lease(config_.qkv));
   ApplyRope(shape, *config_.rope, 0, false, saved->qkv);
   saved->attended = at::empty({x.size(0), shape.heads * shape.head_width}, x.options());
@@ -57,6 +59,7 @@ Bundle AttentionBlock::BackwardInput(const Bundle& grad_out, PassContext& contex
   const AttentionShape shape = Shape(*context.micro_batch);
   WeightSource& weights = *context.weights;
   auto& saved = static_cast<AttentionSaved&>(*context.saved);
+  ProfiledScope scope(context.options->profile, Part::kAttention);
   const at::Tensor dattended = LinearBackwardInput(dout, weights.Lease(config_.output));
   at::Tensor dqkv = at::empty_like(saved.qkv);
   AttentionBackward(shape, dattended, saved.qkv, context.micro_batch->document_starts,
@@ -67,6 +70,7 @@ Bundle AttentionBlock::BackwardInput(const Bundle& grad_out, PassContext& contex
   saved.dout = dout;
   saved.dqkv = dqkv;
   Bundle grad_in = grad_out;
+  scope.Switch(Part::kNorm);
   grad_in.hidden = norm_.BackwardInput(dnormed, dout, weights, saved.norm);
   return grad_in;
 }
@@ -75,8 +79,10 @@ void AttentionBlock::BackwardWeight(PassContext& context, GradientSink& sink) {
   const int64_t micro_batch = context.micro_batch->id;
   if (context.micro_batch->sequences == 0) return;
   const auto& saved = static_cast<const AttentionSaved&>(*context.saved);
+  ProfiledScope scope(context.options->profile, Part::kAttention);
   ReportLinear(saved.dout, saved.attended, config_.output, 0, micro_batch, sink);
   ReportLinear(saved.dqkv, saved.normed, config_.qkv, 0, micro_batch, sink);
+  scope.Switch(Part::kNorm);
   norm_.BackwardWeight(saved.norm, micro_batch, sink);
 }
 

@@ -10,6 +10,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "trainer/catalog/parameter_catalog.h"
+#include "trainer/model/profile.h"
 
 namespace moesaic {
 
@@ -77,6 +78,7 @@ struct PassOptions {
   // Factors that make a SUM over everything the step's gradient (design: "nothing divides later"):
   double loss_scale = 1;      // of each target's loss: 1 / global target tokens of the step
   double aux_scale = 1;       // of each micro-batch's aux loss: 1 / micro-batches of the step
+  Profile* profile = nullptr; // where the time goes is noted here; may be null
 };
 
 // What a block keeps from forward to backward. Blocks derive their own.

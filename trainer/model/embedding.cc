@@ -14,6 +14,7 @@ struct EmbeddingSaved : SavedForBackward {
 }  // namespace
 
 Bundle EmbeddingBlock::Forward(const Bundle& /*in*/, PassContext& context) {
+  const ProfiledScope scope(context.options->profile, Part::kEmbedding);
   const at::Tensor table = context.weights->Lease(table_);
   const MicroBatch& batch = *context.micro_batch;
   Bundle out;
@@ -32,6 +33,7 @@ Bundle EmbeddingBlock::BackwardInput(const Bundle& grad_out, PassContext& contex
 void EmbeddingBlock::BackwardWeight(PassContext& context, GradientSink& sink) {
   const MicroBatch& batch = *context.micro_batch;
   if (batch.sequences == 0) return;
+  const ProfiledScope scope(context.options->profile, Part::kEmbedding);
   const auto& saved = static_cast<const EmbeddingSaved&>(*context.saved);
   GradientSink::Slot slot = sink.Open(table_, 0, batch.id);
   EmbeddingBackward(saved.dy, batch.tokens, slot.accumulate, slot.gradient);

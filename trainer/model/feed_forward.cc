@@ -29,7 +29,9 @@ std::vector<ParameterId> DenseBlock::parameters() const {
 Bundle DenseBlock::Forward(const Bundle& in, PassContext& context) {
   if (in.hidden.size(0) == 0) return in;
   auto saved = std::make_unique<DenseSaved>();
+  ProfiledScope scope(context.options->profile, Part::kNorm);
   const at::Tensor normed = norm_.Forward(in.hidden, *context.weights, saved->norm);
+  scope.Switch(Part::kExperts);
   Bundle out = in;
   out.hidden = dense_.Forward(normed, *context.weights, saved->dense).add_(in.hidden);
   if (context.options->training) context.saved = std::move(saved);
@@ -40,7 +42,9 @@ Bundle DenseBlock::BackwardInput(const Bundle& grad_out, PassContext& context) {
   const at::Tensor& dout = grad_out.hidden;
   if (dout.size(0) == 0) return grad_out;
   auto& saved = static_cast<DenseSaved&>(*context.saved);
+  ProfiledScope scope(context.options->profile, Part::kExperts);
   const at::Tensor dnormed = dense_.BackwardInput(dout, *context.weights, saved.dense);
+  scope.Switch(Part::kNorm);
   Bundle grad_in = grad_out;
   grad_in.hidden = norm_.BackwardInput(dnormed, dout, *context.weights, saved.norm);
   return grad_in;
@@ -50,7 +54,9 @@ void DenseBlock::BackwardWeight(PassContext& context, GradientSink& sink) {
   const MicroBatch& batch = *context.micro_batch;
   if (batch.sequences == 0) return;
   const auto& saved = static_cast<const DenseSaved&>(*context.saved);
+  ProfiledScope scope(context.options->profile, Part::kExperts);
   dense_.BackwardWeight(saved.dense, batch.id, sink);
+  scope.Switch(Part::kNorm);
   norm_.BackwardWeight(saved.norm, batch.id, sink);
 }
 
@@ -63,9 +69,15 @@ std::vector<ParameterId> MoeBlock::parameters() const {
   return ids;
 }
 
+at::Tensor MoeBlock::Normed(const at::Tensor& x, PassContext& context,
+                            NormLayer::Saved& saved) const {
+  const ProfiledScope scope(context.options->profile, Part::kNorm);
+  return norm_.Forward(x, *context.weights, saved);
+}
+
 Bundle MoeBlock::Forward(const Bundle& in, PassContext& context) {
   auto saved = std::make_unique<MoeSaved>();
-  const at::Tensor normed = norm_.Forward(in.hidden, *context.weights, saved->norm);
+  const at::Tensor normed = Normed(in.hidden, context, saved->norm);
   Bundle out = in;
   out.hidden = moe_.Forward(normed, in.hidden, context, saved->moe);
   if (context.options->training) context.saved = std::move(saved);
@@ -76,6 +88,7 @@ Bundle MoeBlock::BackwardInput(const Bundle& grad_out, PassContext& context) {
   auto& saved = static_cast<MoeSaved&>(*context.saved);
   const at::Tensor dnormed = moe_.BackwardInput(grad_out.hidden, context, saved.moe);
   Bundle grad_in = grad_out;
+  const ProfiledScope scope(context.options->profile, Part::kNorm);
   grad_in.hidden =
       norm_.BackwardInput(dnormed, grad_out.hidden, *context.weights, saved.norm);
   return grad_in;
@@ -85,6 +98,7 @@ void MoeBlock::BackwardWeight(PassContext& context, GradientSink& sink) {
   const auto& saved = static_cast<const MoeSaved&>(*context.saved);
   moe_.BackwardWeight(context, saved.moe, sink);
   if (context.micro_batch->sequences == 0) return;
+  const ProfiledScope scope(context.options->profile, Part::kNorm);
   norm_.BackwardWeight(saved.norm, context.micro_batch->id, sink);
 }
 

@@ -43,6 +43,8 @@ class MoeBlock : public Block {
   static const Routing& RoutingOf(const PassContext& context);
 
  private:
+  at::Tensor Normed(const at::Tensor& x, PassContext& context, NormLayer::Saved& saved) const;
+
   std::string name_;
   NormLayer norm_;
   MoeLayer moe_;

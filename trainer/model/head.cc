@@ -51,6 +51,7 @@ Bundle HeadBlock::Forward(const Bundle& in, PassContext& context) {
   const int64_t rows = in.hidden.size(0);
   const at::Tensor& targets = context.micro_batch->targets;
   auto saved = std::make_unique<HeadSaved>();
+  const ProfiledScope scope(context.options->profile, Part::kLoss);
   const at::Tensor normed = norm_.Forward(in.hidden, *context.weights, saved->norm);
   const at::Tensor weight = context.weights->Lease(projection_);
   const bool training = context.options->training;
@@ -78,6 +79,7 @@ Bundle HeadBlock::Forward(const Bundle& in, PassContext& context) {
 
 Bundle HeadBlock::BackwardInput(const Bundle& /*grad_out*/, PassContext& context) {
   Bundle grad_in;
+  const ProfiledScope scope(context.options->profile, Part::kLoss);
   auto& saved = static_cast<HeadSaved&>(*context.saved);
   grad_in.hidden = norm_.BackwardInput(saved.dnormed, {}, *context.weights, saved.norm);
   return grad_in;
@@ -86,6 +88,7 @@ Bundle HeadBlock::BackwardInput(const Bundle& /*grad_out*/, PassContext& context
 void HeadBlock::BackwardWeight(PassContext& context, GradientSink& sink) {
   const MicroBatch& batch = *context.micro_batch;
   if (batch.sequences == 0) return;
+  const ProfiledScope scope(context.options->profile, Part::kLoss);
   const auto& saved = static_cast<const HeadSaved&>(*context.saved);
   GradientSink::Slot slot = sink.Open(projection_, use_, batch.id);
   if (slot.accumulate) {

@@ -133,22 +133,31 @@ at::Tensor MoeLayer::Forward(const at::Tensor& x, const at::Tensor& residual, Pa
   const MicroBatch& batch = *context.micro_batch;
   WeightSource& weights = *context.weights;
   saved.x = x;
+  ProfiledScope scope(context.options->profile, Part::kRouter);
   const at::Tensor logits = Linear(x.to(at::kFloat), weights.Lease(config_.router));
   saved.routing = router_.Route(logits, context.options->dropless);
   RecordRouting(saved.routing, config_.moe_index, *context.scalars);
+  scope.Switch(Part::kPermute);
   saved.pairs = SortByExpert(saved.routing.expert, router_.experts());
+  scope.Switch(Part::kExchange);
   saved.plan = Plan(batch, saved.pairs.counts);
   saved.batches = BatchesOf(saved.plan, RoundIds(batch, parallel_.mesh->expert_size()),
                             context.options->reproducible);
 
+  scope.Switch(Part::kPermute);
   at::Tensor sorted = at::empty({saved.plan.send_rows, x.size(1)}, x.options());
   GatherRows(x, saved.pairs.token, sorted);
+  scope.Switch(Part::kExchange);
   saved.received = Exchanges() ? parallel_.exchange->Dispatch(sorted, saved.plan) : sorted;
+  scope.Switch(Part::kExperts);
   const at::Tensor produced = RunExperts(weights, saved);
+  scope.Switch(Part::kExchange);
   saved.returned = Exchanges() ? parallel_.exchange->Return(produced, saved.plan) : produced;
 
+  scope.Switch(Part::kExperts);
   at::Tensor add = residual;
   if (config_.shared) add = config_.shared->Forward(x, weights, saved.shared).add_(residual);
+  scope.Switch(Part::kPermute);
   at::Tensor out = at::empty_like(x);
   CombineRows(saved.returned, saved.pairs.position, saved.routing.weight, add, out);
   return out;
@@ -157,13 +166,16 @@ at::Tensor MoeLayer::Forward(const at::Tensor& x, const at::Tensor& residual, Pa
 at::Tensor MoeLayer::BackwardInput(const at::Tensor& dout, PassContext& context,
                                    Saved& saved) const {
   WeightSource& weights = *context.weights;
+  ProfiledScope scope(context.options->profile, Part::kPermute);
   at::Tensor drows = at::empty_like(saved.returned);
   at::Tensor dweight = at::empty_like(saved.routing.weight);
   CombineRowsBackward(dout, saved.returned, saved.pairs.position, saved.routing.weight, drows,
                       dweight);
   saved.returned = at::Tensor();
 
+  scope.Switch(Part::kExchange);
   saved.dexpert = Exchanges() ? parallel_.exchange->Dispatch(drows, saved.plan) : drows;
+  scope.Switch(Part::kExperts);
   at::Tensor dactivation = at::empty_like(saved.activation);
   GroupedLinearBackwardInput(saved.dexpert,
                              LeaseGroups(saved.batches, pool_, &ExpertParameters::down, weights),
@@ -175,19 +187,24 @@ at::Tensor MoeLayer::BackwardInput(const at::Tensor& dout, PassContext& context,
   GroupedLinearBackwardInput(saved.dgate_up,
                              LeaseGroups(saved.batches, pool_, &ExpertParameters::gate_up, weights),
                              dreceived);
+  scope.Switch(Part::kExchange);
   const at::Tensor dsorted =
       Exchanges() ? parallel_.exchange->Return(dreceived, saved.plan) : dreceived;
 
+  scope.Switch(Part::kExperts);
   at::Tensor add;
   if (config_.shared) add = config_.shared->BackwardInput(dout, weights, saved.shared);
+  scope.Switch(Part::kPermute);
   at::Tensor dx = at::empty_like(dout);
   CombineRows(dsorted, saved.pairs.position, {}, add, dx);
+  scope.Switch(Part::kRouter);
   saved.dlogits = router_.Backward(saved.routing, dweight, context.options->aux_scale);
   return dx.add_(LinearBackwardInput(saved.dlogits, weights.Lease(config_.router)));
 }
 
 void MoeLayer::BackwardWeight(const PassContext& context, const Saved& saved,
                               GradientSink& sink) const {
+  ProfiledScope scope(context.options->profile, Part::kExperts);
   // Experts first: they compute for the whole group, whether or not this rank has tokens.
   ReportExperts(saved.dexpert, saved.activation, saved.batches, pool_, &ExpertParameters::down,
                 sink);
@@ -195,8 +212,9 @@ void MoeLayer::BackwardWeight(const PassContext& context, const Saved& saved,
                 sink);
   const MicroBatch& batch = *context.micro_batch;
   if (batch.sequences == 0) return;
-  ReportLinear(saved.dlogits, saved.x.to(at::kFloat), config_.router, 0, batch.id, sink);
   if (config_.shared) config_.shared->BackwardWeight(saved.shared, batch.id, sink);
+  scope.Switch(Part::kRouter);
+  ReportLinear(saved.dlogits, saved.x.to(at::kFloat), config_.router, 0, batch.id, sink);
 }
 
 }  // namespace moesaic
