@@ -232,6 +232,7 @@ IndexedTokenWriter::~IndexedTokenWriter() {
 }
 
 absl::Status IndexedTokenWriter::Append(std::span<const int32_t> tokens) {
+  if (tokens.empty()) return absl::OkStatus();
   while (static_cast<int64_t>(tokens.size()) > kMaxSequence - open_tokens_) {
     const auto part = static_cast<size_t>(kMaxSequence - open_tokens_);
     if (auto status = Append(tokens.first(part)); !status.ok()) return status;
@@ -295,6 +296,7 @@ absl::Status IndexedTokenWriter::WriteIndex() const {
   if (file == nullptr) return WriteError(path);
   bool written = true;
   const auto put = [&](const void* data, size_t bytes) {
+    if (bytes == 0) return;
     written = written && std::fwrite(data, 1, bytes, file.get()) == bytes;
   };
   const auto code = static_cast<uint8_t>(type_);
