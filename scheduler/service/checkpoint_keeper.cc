@@ -2,17 +2,15 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <sys/random.h>
 
 #include <algorithm>
-#include <array>
-#include <cstdlib>
 #include <filesystem>
 #include <utility>
 
 #include "absl/strings/numbers.h"
 #include "base/log.h"
 #include "proto/job_spec.h"
+#include "scheduler/client/random_token.h"
 #include "scheduler/state/cluster_state.h"
 #include "trainer/checkpoint/format/manifest.h"
 
@@ -181,13 +179,6 @@ void CheckpointKeeper::Discard(const DiscardStaging& action) {
   if (!status.ok()) {
     LogWarning("{} stays until the next start: {}", action.staging, std::string(status.message()));
   }
-}
-
-std::string RandomToken() {
-  std::array<unsigned char, 16> bytes;
-  // 16 bytes come whole or not at all (getrandom(2)); without them nothing is safe.
-  if (getrandom(bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size())) std::abort();
-  return fmt::format("{:02x}", fmt::join(bytes, ""));
 }
 
 }  // namespace moesaic

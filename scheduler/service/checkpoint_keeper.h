@@ -40,7 +40,4 @@ class CheckpointKeeper {
   std::map<std::string, std::unique_ptr<CheckpointRoot>> roots_;  // by job
 };
 
-// 32 hexadecimal digits from the system's source of randomness.
-std::string RandomToken();
-
 }  // namespace moesaic

@@ -45,13 +45,13 @@ std::string DescribeDifference(absl::string_view what, size_t ranks, const Get& 
 std::string DescribeExit(int code) {
   switch (code) {
     case 0: return "ended before the last step";
-    case kExitNotFound: return "a program is missing";
-    case kExitPlanned: return "stopped without being asked";
-    case kExitWatchdog: return "the watchdog ended it: a rank waited too long (exit code 86)";
-    case kExitStale: return "it was told that it is stale (exit code 87)";
-    case kExitMismatch: return "configuration or layout mismatch (exit code 88)";
-    case kExitCorrupt: return "corrupt data (exit code 89)";
-    case kExitNonFinite: return "the loss is not finite (exit code 90)";
+    case kWorkerMissing: return "a program is missing";
+    case kWorkerPlanned: return "stopped without being asked";
+    case kWorkerWatchdog: return "the watchdog ended it: a rank waited too long (exit code 86)";
+    case kWorkerStale: return "it was told that it is stale (exit code 87)";
+    case kWorkerMismatch: return "configuration or layout mismatch (exit code 88)";
+    case kWorkerCorrupt: return "corrupt data (exit code 89)";
+    case kWorkerNonFinite: return "the loss is not finite (exit code 90)";
     default: break;
   }
   if (code > 128 && code < 160) return fmt::format("killed by signal {}", code - 128);
@@ -265,7 +265,7 @@ absl::Status ClusterState::On(const GenerationEnd& event) {
     live->exit_code = report.exit_code();
     live->first_failure = report.first_failure();
     GiveUpUnfinished(job, "its generation ended before all ranks had copied");
-    const bool expected = live->was_ready && (report.exit_code() == 0 || report.exit_code() == kExitPlanned);
+    const bool expected = live->was_ready && (report.exit_code() == 0 || report.exit_code() == kWorkerPlanned);
     if (live->killing) {
       // Its state says why already.
     } else if (!expected) {
@@ -301,10 +301,10 @@ std::optional<ClusterState::Cause> ClusterState::FatalExit(const Generation& end
   const std::string text = DescribeExit(*ended.exit_code);
   switch (*ended.exit_code) {
     case kJobBadConfig: return Cause{"the worker refused its configuration", true, kJobBadConfig};
-    case kExitMismatch:
-    case kExitNonFinite:
-    case kExitNotFound: return Cause{text, true, kJobFailed};
-    case kExitCorrupt: {
+    case kWorkerMismatch:
+    case kWorkerNonFinite:
+    case kWorkerMissing: return Cause{text, true, kJobFailed};
+    case kWorkerCorrupt: {
       const bool restoring =
           !ended.was_ready && !ended.table.restore_path().empty() &&
           std::any_of(ended.ranks.begin(), ended.ranks.end(), [](const RankState& rank) {
@@ -340,7 +340,7 @@ void ClusterState::FinishGeneration(Job* job) {
     EndJob(job, CANCELLED, kJobCancelled,
            fmt::format("stopped on request{}; {}", all ? "" : ", but the last steps could not be saved",
                        saved));
-  } else if (ended->exit_code == kExitPlanned && ended->draining_for_nodes && !ended->cause) {
+  } else if (ended->exit_code == kWorkerPlanned && ended->draining_for_nodes && !ended->cause) {
     Transition(job, WAITING, "planning with the nodes that joined");
   } else {
     FinishFailed(job, *ended);

@@ -27,13 +27,13 @@
 namespace moesaic {
 
 // Exit codes of workers (docs/exit-codes.md).
-inline constexpr int kExitPlanned = 75;
-inline constexpr int kExitWatchdog = 86;
-inline constexpr int kExitStale = 87;
-inline constexpr int kExitMismatch = 88;
-inline constexpr int kExitCorrupt = 89;
-inline constexpr int kExitNonFinite = 90;
-inline constexpr int kExitNotFound = 127;  // mpirun or the worker is not there
+inline constexpr int kWorkerPlanned = 75;
+inline constexpr int kWorkerWatchdog = 86;
+inline constexpr int kWorkerStale = 87;
+inline constexpr int kWorkerMismatch = 88;
+inline constexpr int kWorkerCorrupt = 89;
+inline constexpr int kWorkerNonFinite = 90;
+inline constexpr int kWorkerMissing = 127;  // mpirun or the worker is not there
 
 // Exit codes of jobs.
 inline constexpr int kJobFailed = 1;

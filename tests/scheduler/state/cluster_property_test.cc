@@ -224,7 +224,7 @@ class History {
         for (uint32_t r = 0; r < c_.Status("a").ranks(); ++r) c_.Snapshot("a", r, step).IgnoreError();
       }
       const std::string head = c_.state.rank_table("a")->ranks(0).node();
-      EndOn(head, step >= spec_.train().steps() ? 0 : kExitPlanned);
+      EndOn(head, step >= spec_.train().steps() ? 0 : kWorkerPlanned);
     } else {
       for (uint32_t r = 0; r < c_.Status("a").ranks(); ++r) {
         EXPECT_TRUE(c_.Step("a", r, step + 1 + Draw(3)).ok());

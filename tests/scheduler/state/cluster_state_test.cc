@@ -49,7 +49,7 @@ TEST(ClusterState, ReadyWaitsForEveryRankAndComparesHashes) {
   const AnswerReady answer = c.Newest<AnswerReady>();
   EXPECT_TRUE(absl::IsAborted(answer.status));
   EXPECT_THAT(std::string(answer.status.message()), HasSubstr("binary: ranks 0 differ from ranks 1"));
-  EXPECT_TRUE(c.End("a", "n1", kExitMismatch).ok());
+  EXPECT_TRUE(c.End("a", "n1", kWorkerMismatch).ok());
   EXPECT_EQ(c.Status("a").state(), FAILED);
   EXPECT_EQ(c.Status("a").exit_code(), 1);
 }
@@ -149,7 +149,7 @@ TEST(ClusterState, GracefulStopSavesAndCancels) {
   EXPECT_TRUE(c.Newest<PushControl>().control.stop());
   EXPECT_EQ(c.Status("a").state(), DRAINING);
   c.SnapshotAll("a", 12);
-  EXPECT_TRUE(c.End("a", "n1", kExitPlanned).ok());
+  EXPECT_TRUE(c.End("a", "n1", kWorkerPlanned).ok());
   EXPECT_TRUE(c.Staged().ok());
   c.AllShards();
   EXPECT_TRUE(c.Committed().ok());
@@ -233,7 +233,7 @@ TEST(ClusterState, GrowsByASavedStopWhenANodeJoins) {
   c.Live(absl::Seconds(3));
   EXPECT_EQ(c.Status("a").state(), DRAINING);
   c.SnapshotAll("a", 7);
-  EXPECT_TRUE(c.End("a", "n1", kExitPlanned).ok());
+  EXPECT_TRUE(c.End("a", "n1", kWorkerPlanned).ok());
   EXPECT_TRUE(c.Staged().ok());
   c.AllShards();
   EXPECT_TRUE(c.Committed().ok());
@@ -305,7 +305,7 @@ TEST(ClusterState, FailuresOutsideTheWindowAreForgotten) {
 
 TEST(ClusterState, SomeExitCodesAreNotRetried) {
   for (const auto& [code, job_code] : std::vector<std::pair<int, int>>{
-           {kExitMismatch, 1}, {kExitCorrupt, 1}, {kExitNonFinite, 1}, {kExitNotFound, 1}, {2, 2}}) {
+           {kWorkerMismatch, 1}, {kWorkerCorrupt, 1}, {kWorkerNonFinite, 1}, {kWorkerMissing, 1}, {2, 2}}) {
     ClusterFixture c;
     c.RunOnOneNode();
     EXPECT_TRUE(c.End("a", "n1", code, "rank 0: why").ok());
@@ -320,7 +320,7 @@ TEST(ClusterState, CorruptCheckpointIsExit8AndNamed) {
   ASSERT_TRUE(c.Join("n1", 2).ok());
   ASSERT_TRUE(c.Do(JobSubmitted{SmallJob("a", 1, 1, 2), "auto"}).ok());
   ASSERT_TRUE(c.Restore("a", 40).ok());
-  EXPECT_TRUE(c.End("a", "n1", kExitCorrupt, "rank 1: MASTER/head: checksum").ok());
+  EXPECT_TRUE(c.End("a", "n1", kWorkerCorrupt, "rank 1: MASTER/head: checksum").ok());
   EXPECT_EQ(c.Status("a").exit_code(), kJobBadCheckpoint);
   EXPECT_THAT(c.Status("a").reason(), HasSubstr("checkpoints/step-40"));
 }

@@ -1,0 +1,71 @@
+#include "launcher/agent/marked_processes.h"
+
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include "absl/strings/numbers.h"
+#include "absl/time/clock.h"
+#include "base/clock.h"
+
+namespace moesaic {
+namespace {
+
+std::string ReadAll(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+template <typename Visit>
+void ForEachProcess(const Visit& visit) {
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc", error)) {
+    int pid = 0;
+    if (absl::SimpleAtoi(entry.path().filename().string(), &pid) && pid != getpid()) {
+      visit(pid, entry.path());
+    }
+  }
+}
+
+}  // namespace
+
+std::vector<pid_t> FindMarked(const std::string& variable) {
+  std::vector<pid_t> found;
+  const std::string needle = variable + '\0';
+  ForEachProcess([&](pid_t pid, const std::filesystem::path& folder) {
+    const std::string environment = ReadAll(folder / "environ");
+    const size_t at = environment.find(needle);
+    if (at != std::string::npos && (at == 0 || environment[at - 1] == '\0')) found.push_back(pid);
+  });
+  return found;
+}
+
+bool KillMarked(const std::string& variable, absl::Duration limit) {
+  const absl::Time deadline = Clock::System().Now() + limit;
+  while (true) {
+    const std::vector<pid_t> alive = FindMarked(variable);
+    if (alive.empty()) return true;
+    for (const pid_t pid : alive) kill(pid, SIGKILL);
+    absl::SleepFor(absl::Milliseconds(10));
+    for (const pid_t pid : alive) waitpid(pid, nullptr, WNOHANG);
+    if (Clock::System().Now() > deadline) return false;
+  }
+}
+
+void ReapOrphans(const std::string& program) {
+  const std::string name = "(" + program.substr(0, 15) + ")";  // as the kernel cuts it
+  ForEachProcess([&](pid_t pid, const std::filesystem::path& folder) {
+    const std::string stat = ReadAll(folder / "stat");  // pid (name) state ppid ...
+    const size_t end = stat.rfind(") ");
+    if (end == std::string::npos || stat.find(" " + name) == std::string::npos) return;
+    if (stat[end + 2] == 'Z' && std::atoi(stat.c_str() + end + 4) == getpid()) {
+      waitpid(pid, nullptr, WNOHANG);
+    }
+  });
+}
+
+}  // namespace moesaic

@@ -1,0 +1,45 @@
+// RankLogs: takes what mpirun --tag-output writes apart into a log a rank, and remembers enough to
+// say in words what failed first.
+#pragma once
+
+#include <deque>
+#include <fstream>
+#include <map>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+
+namespace moesaic {
+
+// Thread-compatible.
+class RankLogs {
+ public:
+  // Files go to `folder`: rank-<r>.log, and mpirun.log for what mpirun says itself.
+  explicit RankLogs(std::string folder) : folder_(std::move(folder)) {}
+
+  // Makes the folder.
+  absl::Status Open();
+  // The next bytes of mpirun's output.
+  void Take(absl::string_view bytes);
+  // The rest, after the last bytes.
+  void Finish();
+  // "rank 1 was killed by signal 9 (Killed); its last lines: ...", from mpirun's own words; empty
+  // when mpirun said nothing of a rank.
+  std::string FirstFailure() const;
+
+ private:
+  void TakeLine(const std::string& line);
+  void TakeMpirunLine(const std::string& line);
+  std::string LastLines(int rank) const;
+
+  const std::string folder_;
+  std::string partial_;
+  std::map<int, std::ofstream> files_;  // -1: mpirun
+  std::map<int, std::deque<std::string>> last_;
+  std::optional<int> failed_rank_;
+  std::string failure_;
+};
+
+}  // namespace moesaic

@@ -1,0 +1,50 @@
+#include "launcher/run/interrupts.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <utility>
+
+namespace moesaic {
+namespace {
+
+sigset_t Caught() {
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) sigaddset(&set, signal);
+  return set;
+}
+
+}  // namespace
+
+Interrupts::Interrupts(std::function<void(int, int)> on_signal) : on_signal_(std::move(on_signal)) {
+  const sigset_t set = Caught();
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  fd_ = signalfd(-1, &set, SFD_CLOEXEC);
+  thread_ = std::thread([this] { Wait(); });
+}
+
+Interrupts::~Interrupts() {
+  stopping_ = true;
+  thread_.join();
+  close(fd_);
+  const sigset_t set = Caught();
+  pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+}
+
+void Interrupts::Wait() {
+  int count = 0;
+  while (!stopping_) {
+    pollfd poll_fd = {fd_, POLLIN, 0};
+    if (poll(&poll_fd, 1, 100) != 1) continue;
+    signalfd_siginfo info;
+    if (read(fd_, &info, sizeof(info)) != sizeof(info)) continue;
+    const int signal = static_cast<int>(info.ssi_signo);
+    if (++count == 1) first_ = signal;
+    on_signal_(signal, count);
+  }
+}
+
+}  // namespace moesaic

@@ -1,0 +1,19 @@
+#include "scheduler/client/random_token.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <sys/random.h>
+
+#include <array>
+#include <cstdlib>
+
+namespace moesaic {
+
+std::string RandomToken() {
+  std::array<unsigned char, 16> bytes;
+  // 16 bytes come whole or not at all (getrandom(2)); without them nothing is safe.
+  if (getrandom(bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size())) std::abort();
+  return fmt::format("{:02x}", fmt::join(bytes, ""));
+}
+
+}  // namespace moesaic
