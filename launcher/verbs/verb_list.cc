@@ -8,6 +8,7 @@
 #include "launcher/verbs/compute.h"
 #include "launcher/verbs/config.h"
 #include "launcher/verbs/data.h"
+#include "launcher/verbs/run.h"
 #include "launcher/verbs/version.h"
 
 namespace moesaic {
@@ -17,6 +18,7 @@ using RegisterVerb = void (*)(CLI::App& program, VerbContext& context);
 
 // In the order of --help: one line a verb.
 constexpr RegisterVerb kVerbs[] = {
+    RegisterRun,
     RegisterConfig,
     RegisterData,
     RegisterEval,
