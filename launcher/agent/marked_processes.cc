@@ -56,16 +56,21 @@ bool KillMarked(const std::string& variable, absl::Duration limit) {
   }
 }
 
-void ReapOrphans(const std::string& program) {
-  const std::string name = "(" + program.substr(0, 15) + ")";  // as the kernel cuts it
-  ForEachProcess([&](pid_t pid, const std::filesystem::path& folder) {
-    const std::string stat = ReadAll(folder / "stat");  // pid (name) state ppid ...
-    const size_t end = stat.rfind(") ");
-    if (end == std::string::npos || stat.find(" " + name) == std::string::npos) return;
-    if (stat[end + 2] == 'Z' && std::atoi(stat.c_str() + end + 4) == getpid()) {
-      waitpid(pid, nullptr, WNOHANG);
-    }
-  });
+void ReapOrphans(const std::string& program, absl::Duration limit) {
+  const std::string name = " (" + program.substr(0, 15) + ")";  // as the kernel cuts it
+  const absl::Time deadline = Clock::System().Now() + limit;
+  bool any = true;
+  while (any && Clock::System().Now() < deadline) {
+    any = false;
+    ForEachProcess([&](pid_t pid, const std::filesystem::path& folder) {
+      const std::string stat = ReadAll(folder / "stat");  // pid (name) state ppid ...
+      const size_t end = stat.rfind(") ");
+      if (end == std::string::npos || stat.find(name) == std::string::npos) return;
+      if (std::atoi(stat.c_str() + end + 4) != getpid()) return;
+      any |= waitpid(pid, nullptr, WNOHANG) == 0;
+    });
+    if (any) absl::SleepFor(absl::Milliseconds(10));
+  }
 }
 
 }  // namespace moesaic

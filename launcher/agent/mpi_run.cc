@@ -31,6 +31,7 @@ constexpr int kPollMilliseconds = 50;
 // mpirun gives its ranks one second between SIGTERM and SIGKILL.
 constexpr absl::Duration kTermGrace = absl::Seconds(3);
 constexpr absl::Duration kKillLimit = absl::Seconds(10);
+constexpr absl::Duration kReapLimit = absl::Seconds(2);
 
 // What ranks may see of our environment. LD_* and OMPI_MCA_* can load code and stay out.
 const std::set<std::string>& PassedOn() {
@@ -161,7 +162,7 @@ MpiRunResult MpiRun::Run() {
   MpiRunResult result = Watch(child, ends[0]);
   close(ends[0]);
   result.clean = KillMarked(fmt::format("{}={}", kMark, options_.run_id), kKillLimit);
-  ReapOrphans(std::filesystem::path(options_.worker).filename().string());
+  ReapOrphans(std::filesystem::path(options_.worker).filename().string(), kReapLimit);
   return result;
 }
 
@@ -197,7 +198,9 @@ MpiRunResult MpiRun::Watch(pid_t child, int output) {
       sent = want;
       if (want == 2) {
         kill(-child, SIGKILL);
-        KillMarked(fmt::format("{}={}", kMark, options_.run_id), absl::ZeroDuration());
+        for (const pid_t pid : FindMarked(fmt::format("{}={}", kMark, options_.run_id))) {
+          kill(pid, SIGKILL);
+        }
       } else {
         kill(child, SIGTERM);
       }

@@ -65,6 +65,7 @@ class LocalRun : public EmbeddedRun {
     agent.version = options.binary;
     agent.worker = options.worker;
     agent.mpirun = options.mpirun;
+    agent.shared_memory = options.shared_memory;
     agent.environment = options.environment;
     auto started = Agent::Start(std::move(agent));
     if (!started.ok()) return started.status();

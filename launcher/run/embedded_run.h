@@ -22,6 +22,7 @@ struct EmbeddedRunOptions {
   std::string mpirun = "mpirun";
   std::string binary;  // version and build, for manifests
   uint32_t cores = 1;  // of this host
+  std::string shared_memory = "/dev/shm";  // a tmpfs
   std::map<std::string, std::string> environment;
 };
 

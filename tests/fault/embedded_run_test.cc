@@ -2,14 +2,11 @@
 // missing (tests/fakes/fake_worker.cc). After each test nothing may be left (M4).
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <set>
-#include <thread>
 
 #include "launcher/run/embedded_run.h"
 #include "launcher/run/run_summary.h"
@@ -22,22 +19,13 @@ namespace {
 namespace fs = std::filesystem;
 using ::testing::HasSubstr;
 
-std::set<std::string> SharedMemory() {
-  std::set<std::string> names;
-  const std::string own = "moesaic-" + std::to_string(getuid()) + "-";
-  for (const auto& entry : fs::directory_iterator("/dev/shm")) {
-    const std::string name = entry.path().filename().string();
-    if (name.rfind(own, 0) == 0 || name.rfind("vader", 0) == 0) names.insert(name);
-  }
-  return names;
-}
-
 class EmbeddedRunTest : public ::testing::Test {
  protected:
   void SetUp() override {
     std::string pattern = ::testing::TempDir() + "/moesaic-run-XXXXXX";
     dir_ = mkdtemp(pattern.data());
-    shared_memory_ = SharedMemory();
+    std::string memory = "/dev/shm/moesaic-test-XXXXXX";
+    shared_memory_ = mkdtemp(memory.data());
     spec_.set_name("job");
     spec_.mutable_model()->set_layers(1);
     spec_.mutable_model()->set_hidden(16);
@@ -60,11 +48,12 @@ class EmbeddedRunTest : public ::testing::Test {
 
   // M4: no process, no shared memory, no temporary folder is left.
   void TearDown() override {
-    EXPECT_EQ(SharedMemory(), shared_memory_);
+    EXPECT_TRUE(fs::is_empty(shared_memory_));
+    fs::remove_all(shared_memory_);
     for (const auto& entry : fs::directory_iterator("/proc")) {
       std::ifstream file(entry.path() / "cmdline");
       const std::string command{std::istreambuf_iterator<char>(file), {}};
-      EXPECT_EQ(command.find("fake_worker"), std::string::npos) << entry.path();
+      EXPECT_EQ(command.find(std::getenv("FAKE_WORKER")), std::string::npos) << entry.path();
     }
     EXPECT_FALSE(fs::exists(dir_ + "/run/checkpoints/.staging") &&
                  !fs::is_empty(dir_ + "/run/checkpoints/.staging"));
@@ -83,6 +72,7 @@ class EmbeddedRunTest : public ::testing::Test {
     options.mpirun = mpirun_;
     options.binary = "test";
     options.cores = 2;
+    options.shared_memory = shared_memory_;
     options.environment = {{"PATH", std::getenv("PATH")}, {"HOME", dir_}};
     return EmbeddedRun::Start(std::move(options));
   }
@@ -113,7 +103,7 @@ class EmbeddedRunTest : public ::testing::Test {
   std::string notes_;
   uint64_t stop_at_ = 0;
   bool stop_now_ = false;
-  std::set<std::string> shared_memory_;
+  std::string shared_memory_;  // of this test's agents alone
 };
 
 TEST_F(EmbeddedRunTest, M4TrainsToTheEndAndSaves) {
