@@ -6,7 +6,9 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include "parallel/expert/mkl_gemm.h"
 #include "parallel/expert/parallel_for.h"
+#include "parallel/simd/cpu_level.h"
 #include "parallel/simd/gemm.h"
 
 namespace moesaic {
@@ -63,6 +65,23 @@ std::vector<Piece> CutColumns(const std::vector<Product<T, C>>& products) {
   return pieces;
 }
 
+void Multiply(const GemmShape& shape, MatrixRef<float> a, MatrixRef<float> b, GemmResult<float> c) {
+  Gemm(shape, a, b, c);
+}
+
+// Tiles of bf16 are many times faster than our kernels, where there are any. The choice is by CPU and
+// shape only.
+template <class C>
+void Multiply(const GemmShape& shape, MatrixRef<Bf16> a, MatrixRef<Bf16> b, GemmResult<C> c) {
+  constexpr int64_t kWorthACall = 32 * 32 * 32;
+  static const bool tiles = DetectCpuLevel() == CpuLevel::kAmx;
+  if (tiles && shape.m * shape.n * shape.k >= kWorthACall) {
+    MklGemm(shape, a, b, c);
+  } else {
+    Gemm(shape, a, b, c);
+  }
+}
+
 template <class T, class C>
 void Run(const std::vector<Product<T, C>>& products) {
   const std::vector<Piece> pieces = CutColumns(products);
@@ -73,7 +92,7 @@ void Run(const std::vector<Product<T, C>>& products) {
       p.shape.n = piece.end - piece.begin;
       p.b.data += piece.begin * p.b.column_stride;
       p.c.data += piece.begin;
-      Gemm(p.shape, p.a, p.b, p.c);
+      Multiply(p.shape, p.a, p.b, p.c);
     }
   });
 }
