@@ -6,8 +6,6 @@
 //
 // docs/design/kernels.md has the tables and what was chosen by them.
 #include <ctime>
-#include <dnnl.hpp>
-
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -15,18 +13,10 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
-#include "parallel/expert/grouped_linear.h"
+#include "bench/product_rates.h"
 #include "parallel/simd/cpu_level.h"
 #include "trainer/model/kernels/kernels.h"
 #include "trainer/model/kernels/optimizer_kernels.h"
-
-// MKL inside LibTorch (32-bit integers).
-extern "C" void cblas_gemm_bf16bf16f32(int layout, int trans_a, int trans_b, int m, int n, int k,
-                                       float alpha, const uint16_t* a, int lda, const uint16_t* b,
-                                       int ldb, float beta, float* c, int ldc);
-extern "C" void sgemm_(const char* trans_a, const char* trans_b, const int* m, const int* n,
-                       const int* k, const float* alpha, const float* a, const int* lda,
-                       const float* b, const int* ldb, const float* beta, float* c, const int* ldc);
 
 namespace moesaic {
 namespace {
@@ -50,149 +40,30 @@ double BestSeconds(int repeats, Body body) {
 
 // ---- Matrix products -------------------------------------------------------------------------------
 
-// `groups` weights [out, in], each meeting `rows` rows.
 struct Layer {
   const char* name;
-  int64_t groups, rows, out, in;
+  ProductShape shape;
 };
 
 constexpr Layer kLayers[] = {
-    {"coarse gate_up", 8, 512, 1376, 256}, {"coarse down", 8, 512, 256, 688},
-    {"fine gate_up", 64, 192, 344, 256},   {"fine down", 64, 192, 256, 172},
-    {"fine shared gate_up", 1, 2048, 688, 256}, {"qkv", 1, 2048, 768, 256},
-    {"out", 1, 2048, 256, 256},            {"head", 1, 512, 8192, 256},
+    {"coarse gate_up", {8, 512, 1376, 256}}, {"coarse down", {8, 512, 256, 688}},
+    {"fine gate_up", {64, 192, 344, 256}},   {"fine down", {64, 192, 256, 172}},
+    {"fine shared gate_up", {1, 2048, 688, 256}}, {"qkv", {1, 2048, 768, 256}},
+    {"out", {1, 2048, 256, 256}},            {"head", {1, 512, 8192, 256}},
 };
 
-enum class Pass { kForward, kBackwardInput, kBackwardWeight };
 constexpr const char* kPassNames[] = {"forward", "dx", "dW"};
 
-// One group's operands: c [m, n] = a b, all row-major, `a_transposed` where a is stored [k, m].
-struct Operands {
-  at::Tensor a, b, c;
-  bool a_transposed, b_transposed;
-  int64_t m, n, k;
-};
-
-struct Batch {
-  at::Tensor x, y, dy, dx;
-  std::vector<at::Tensor> weights, gradients;
-};
-
-Batch MakeBatch(const Layer& l, at::ScalarType type) {
-  const int64_t n = l.groups * l.rows;
-  Batch b{at::randn({n, l.in}).to(type), at::zeros({n, l.out}, type), at::randn({n, l.out}).to(type),
-          at::zeros({n, l.in}, type), {}, {}};
-  for (int64_t g = 0; g < l.groups; ++g) {
-    b.weights.push_back(at::randn({l.out, l.in}).to(type));
-    b.gradients.push_back(at::zeros({l.out, l.in}));
-  }
-  return b;
-}
-
-Operands OperandsOf(const Layer& l, const Batch& b, Pass pass, int64_t g) {
-  auto rows = [&](const at::Tensor& t) { return t.narrow(0, g * l.rows, l.rows); };
-  switch (pass) {
-    case Pass::kForward:
-      return {rows(b.x), b.weights[g], rows(b.y), false, true, l.rows, l.out, l.in};
-    case Pass::kBackwardInput:
-      return {rows(b.dy), b.weights[g], rows(b.dx), false, false, l.rows, l.in, l.out};
-    case Pass::kBackwardWeight:
-      break;
-  }
-  return {rows(b.dy), rows(b.x), b.gradients[g], true, false, l.out, l.in, l.rows};
-}
-
-double Ours(const Layer& l, Batch& b, Pass pass, int repeats) {
-  std::vector<LinearGroup> groups;
-  std::vector<WeightGradient> gradients;
-  for (int64_t g = 0; g < l.groups; ++g) {
-    groups.push_back({g * l.rows, l.rows, b.weights[g]});
-    gradients.push_back({g * l.rows, l.rows, b.gradients[g], true});
-  }
-  return BestSeconds(repeats, [&] {
-    if (pass == Pass::kForward) GroupedLinear(b.x, groups, b.y);
-    if (pass == Pass::kBackwardInput) GroupedLinearBackwardInput(b.dy, groups, b.dx);
-    if (pass == Pass::kBackwardWeight) GroupedLinearBackwardWeight(b.dy, b.x, gradients);
-  });
-}
-
-double AtenMm(const std::vector<Operands>& all, int repeats) {
-  return BestSeconds(repeats, [&] {
-    for (const Operands& o : all) {
-      at::Tensor a = o.a_transposed ? o.a.t() : o.a, b = o.b_transposed ? o.b.t() : o.b, c = o.c;
-      if (c.scalar_type() == a.scalar_type()) {
-        at::mm_out(c, a, b);
-      } else {
-        c.add_(at::mm(a, b));
-      }
-    }
-  });
-}
-
-// bf16 has fp32 results only: that is what is timed, without narrowing.
-double Mkl(const std::vector<Operands>& all, int repeats) {
-  constexpr int kRowMajor = 101, kNo = 111, kTrans = 112;
-  at::Tensor wide = at::empty({all[0].m, all[0].n});
-  return BestSeconds(repeats, [&] {
-    for (const Operands& o : all) {
-      const int ta = o.a_transposed ? kTrans : kNo, tb = o.b_transposed ? kTrans : kNo;
-      const int lda = o.a_transposed ? o.m : o.k, ldb = o.b_transposed ? o.k : o.n;
-      auto* c = static_cast<float*>((o.c.scalar_type() == at::kFloat ? o.c : wide).data_ptr());
-      if (o.a.scalar_type() == at::kFloat) {
-        // Column-major: the transposed product.
-        const int m = o.m, n = o.n, k = o.k;
-        const float one = 1, zero = 0;
-        sgemm_(o.b_transposed ? "T" : "N", o.a_transposed ? "T" : "N", &n, &m, &k, &one,
-               o.b.data_ptr<float>(), &ldb, o.a.data_ptr<float>(), &lda, &zero, c, &n);
-      } else {
-        cblas_gemm_bf16bf16f32(kRowMajor, ta, tb, o.m, o.n, o.k, 1,
-                               static_cast<uint16_t*>(o.a.data_ptr()), lda,
-                               static_cast<uint16_t*>(o.b.data_ptr()), ldb, 0, c, o.n);
-      }
-    }
-  });
-}
-
-dnnl::memory::desc Description(const at::Tensor& t, bool transposed, int64_t rows, int64_t columns) {
-  using dnnl::memory;
-  const auto type = t.scalar_type() == at::kFloat ? memory::data_type::f32 : memory::data_type::bf16;
-  const memory::dims strides = transposed ? memory::dims{1, rows} : memory::dims{columns, 1};
-  return {{rows, columns}, type, strides};
-}
-
-// The kernel of the shape is made before the clock starts.
-double OneDnn(const std::vector<Operands>& all, int repeats) {
-  const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
-  dnnl::stream stream(engine);
-  const Operands& o = all[0];
-  const auto a = Description(o.a, o.a_transposed, o.m, o.k);
-  const auto b = Description(o.b, o.b_transposed, o.k, o.n);
-  const auto c = Description(o.c, false, o.m, o.n);
-  const dnnl::matmul product(dnnl::matmul::primitive_desc(dnnl::matmul::desc(a, b, c), engine));
-  return BestSeconds(repeats, [&] {
-    for (const Operands& p : all) {
-      product.execute(stream, {{DNNL_ARG_SRC, {a, engine, p.a.data_ptr()}},
-                               {DNNL_ARG_WEIGHTS, {b, engine, p.b.data_ptr()}},
-                               {DNNL_ARG_DST, {c, engine, p.c.data_ptr()}}});
-    }
-    stream.wait();
-  });
-}
-
-void BenchProducts(at::ScalarType type, int repeats) {
+void BenchProducts(at::ScalarType type) {
   std::printf("\n%s, GFLOP/s\n%-20s %-8s %8s %8s %8s %8s\n", c10::toString(type), "layer", "pass", "ours",
               "at::mm", "MKL", "oneDNN");
-  for (const Layer& l : kLayers) {
-    Batch batch = MakeBatch(l, type);
-    const double gflop = 2e-9 * l.groups * l.rows * l.out * l.in;
-    for (Pass pass : {Pass::kForward, Pass::kBackwardInput, Pass::kBackwardWeight}) {
-      std::vector<Operands> all;
-      for (int64_t g = 0; g < l.groups; ++g) all.push_back(OperandsOf(l, batch, pass, g));
-      std::printf("%-20s %-8s %8.0f", l.name, kPassNames[static_cast<int>(pass)],
-                  gflop / Ours(l, batch, pass, repeats));
-      std::printf(" %8.0f", gflop / AtenMm(all, repeats));
-      std::printf(" %8.0f", gflop / Mkl(all, repeats));
-      std::printf(" %8.0f\n", gflop / OneDnn(all, repeats));
+  for (const auto& [name, shape] : kLayers) {
+    const double gflop = 2e-9 * static_cast<double>(shape.groups * shape.rows * shape.out * shape.in);
+    for (const ProductPass pass : kProductPasses) {
+      const ProductSeconds seconds = MeasureProducts(shape, pass, type);
+      std::printf("%-20s %-8s %8.0f %8.0f %8.0f %8.0f\n", name, kPassNames[static_cast<int>(pass)],
+                  gflop / seconds.grouped_linear, gflop / seconds.aten, gflop / seconds.mkl,
+                  gflop / seconds.onednn);
       std::fflush(stdout);
     }
   }
@@ -329,7 +200,7 @@ int main(int argc, char** argv) {
   at::set_num_threads(1);
   std::printf("CPU level: %s\n", moesaic::CpuLevelName(moesaic::DetectCpuLevel()));
   for (at::ScalarType type : {at::kFloat, at::kBFloat16}) {
-    moesaic::BenchProducts(type, repeats);
+    moesaic::BenchProducts(type);
     moesaic::BenchKernels(type, repeats);
   }
   return 0;
