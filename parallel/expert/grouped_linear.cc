@@ -107,16 +107,16 @@ MatrixRef<T> Ref(const at::Tensor& rows, int64_t begin) {
   return {RowsAt<T>(rows, begin), rows.size(1), 1};
 }
 
-template <class T>
+template <class T, class C>
 void Forward(const at::Tensor& x, std::span<const LinearGroup> groups, const at::Tensor& y) {
-  std::vector<Product<T, T>> products;
+  std::vector<Product<T, C>> products;
   for (const LinearGroup& g : groups) {
     const int64_t out = g.weight.size(0), in = g.weight.size(1);
     if (g.rows == 0) continue;
     products.push_back({{g.rows, out, in},
                         Ref<T>(x, g.begin),
                         Ref<T>(g.weight, 0).Transposed(),
-                        {RowsAt<T>(y, g.begin), out}});
+                        {RowsAt<C>(y, g.begin), out}});
   }
   Run(products);
 }
@@ -154,12 +154,19 @@ void BackwardWeight(const at::Tensor& dy, const at::Tensor& x,
 
 void GroupedLinear(const at::Tensor& x, std::span<const LinearGroup> groups, at::Tensor& y) {
   const at::ScalarType type = x.scalar_type();
+  const bool wide = y.scalar_type() == at::kFloat;  // sums of bfloat16 products, not rounded
   for (const LinearGroup& g : groups) {
     CheckType(g.weight, type);
     CheckRows(x, type, g.begin, g.rows, g.weight.size(1));
-    CheckRows(y, type, g.begin, g.rows, g.weight.size(0));
+    CheckRows(y, wide ? at::kFloat : type, g.begin, g.rows, g.weight.size(0));
   }
-  type == at::kFloat ? Forward<float>(x, groups, y) : Forward<Bf16>(x, groups, y);
+  if (type == at::kFloat) {
+    Forward<float, float>(x, groups, y);
+  } else if (wide) {
+    Forward<Bf16, float>(x, groups, y);
+  } else {
+    Forward<Bf16, Bf16>(x, groups, y);
+  }
 }
 
 void GroupedLinearBackwardInput(const at::Tensor& dy, std::span<const LinearGroup> groups,

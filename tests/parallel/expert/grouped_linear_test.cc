@@ -76,6 +76,19 @@ TEST(GroupedLinear, ForwardAndBackwardInputMatchFloat64) {
   }
 }
 
+TEST(GroupedLinear, AFloatOutputOfBFloat16IsNotRounded) {
+  for (const Case& c : Cases()) {
+    const Problem p = MakeProblem({at::kBFloat16, c.rows, c.in, c.out});
+    at::Tensor y = at::empty({p.x.size(0), c.out}, at::kFloat);
+    GroupedLinear(p.x, p.groups, y);
+    for (const LinearGroup& g : p.groups) {
+      const at::Tensor want = at::mm(p.x.narrow(0, g.begin, g.rows).to(at::kDouble),
+                                     g.weight.to(at::kDouble).t());
+      ExpectClose(y.narrow(0, g.begin, g.rows), want, Tolerance(at::kFloat));
+    }
+  }
+}
+
 TEST(GroupedLinear, BackwardWeightIsFloat32AndAccumulates) {
   for (const Case& c : Cases()) {
     SCOPED_TRACE(testing::Message() << c.type << " in " << c.in << " out " << c.out);

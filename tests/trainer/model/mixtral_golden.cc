@@ -43,8 +43,8 @@ std::map<std::string, at::Tensor> ReadGolden(const std::string& name) {
     TORCH_CHECK(stored.element == ELEMENT_F32 || stored.element == ELEMENT_I64, stored.name);
     at::Tensor tensor = at::empty(std::vector<int64_t>(stored.shape.begin(), stored.shape.end()),
                                   stored.element == ELEMENT_F32 ? at::kFloat : at::kLong);
-    const absl::Status read = (*file)->ReadAt(
-        stored.begin, {static_cast<std::byte*>(tensor.data_ptr()), stored.bytes});
+    const absl::Status read =
+        (*file)->ReadAt(stored.begin, {static_cast<std::byte*>(tensor.data_ptr()), stored.bytes});
     TORCH_CHECK(read.ok(), read.ToString());
     tensors[stored.name] = tensor;
   }
