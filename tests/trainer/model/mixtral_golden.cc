@@ -56,7 +56,8 @@ JobSpec GoldenJob() {
     model { layers: 2 hidden: 32 heads: 4 kv_heads: 2 sequence: 16 vocabulary: 64
             rope_base: 10000 norm_epsilon: 1e-5
             moe { experts: 4 active: 2 expert_width: 48 pattern { every: 1 first: 0 } } }
-    recipe { router { balance { coefficient: 0 } } })");
+    recipe { router { balance { coefficient: 0 } } }
+    train { optimizer { adamw { lr: 3e-3 } } })");
 }
 
 std::vector<at::Tensor> FromHuggingFace(const ParameterCatalog& catalog,
