@@ -6,6 +6,7 @@
 #include "absl/strings/str_join.h"
 #include "launcher/config/spelling.h"
 #include "launcher/verbs/compute.h"
+#include "launcher/verbs/ckpt.h"
 #include "launcher/verbs/config.h"
 #include "launcher/verbs/data.h"
 #include "launcher/verbs/version.h"
@@ -17,6 +18,7 @@ using RegisterVerb = void (*)(CLI::App& program, VerbContext& context);
 
 // In the order of --help: one line a verb.
 constexpr RegisterVerb kVerbs[] = {
+    RegisterCkpt,
     RegisterConfig,
     RegisterData,
     RegisterEval,
