@@ -1,6 +1,7 @@
 #include "launcher/verbs/ckpt.h"
 
-#include <array>
+#include <unistd.h>
+
 #include <memory>
 #include <string>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "absl/time/time.h"
 #include "base/clock.h"
 #include "launcher/build_info.h"
+#include "launcher/verbs/byte_progress.h"
 #include "trainer/checkpoint/format/box.h"
 #include "trainer/checkpoint/format/checksum.h"
 #include "trainer/checkpoint/format/import_mixtral.h"
@@ -52,14 +54,7 @@ const char* Contents(const Manifest& manifest) {
   return manifest.weights_only() ? "weights" : "full";
 }
 
-// Decimal and rounded, for people; JSON has the exact number.
-std::string ShortBytes(uint64_t bytes) {
-  constexpr std::array<const char*, 5> kUnits = {"B", "KiB", "MiB", "GiB", "TiB"};
-  auto value = static_cast<double>(bytes);
-  size_t unit = 0;
-  for (; value >= 1024 && unit + 1 < kUnits.size(); ++unit) value /= 1024;
-  return absl::StrFormat(unit == 0 ? "%.0f %s" : "%.1f %s", value, kUnits[unit]);
-}
+std::string ShortBytes(uint64_t bytes) { return BytesForPeople(static_cast<int64_t>(bytes)); }
 
 // ---- ls ----
 
@@ -311,7 +306,11 @@ void Import(const ImportFlags& flags, VerbContext& context) {
   MixtralImport import = flags.import;
   import.binary = absl::StrCat(ThisBuild().version, " ", ThisBuild().commit);
   import.created = Clock::System().Now();
-  absl::StatusOr<CommittedStep> committed = ImportMixtral(&FileSystem::System(), import);
+  absl::StatusOr<CommittedStep> committed = [&] {
+    ByteProgress progress("imported", ::isatty(STDERR_FILENO) != 0, context.err, Clock::System());
+    import.progress = [&](int64_t done, int64_t total) { progress.Update(done, total); };
+    return ImportMixtral(&FileSystem::System(), import);
+  }();
   if (!committed.ok()) return Fail(committed.status(), context);
   if (flags.format == "json") {
     context.out << Json{{"path", committed->path}, {"step", committed->step},

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <fstream>
@@ -117,7 +118,7 @@ class ImportMixtralTest : public ::testing::Test {
     files_.Write("/hf/model.safetensors", SafetensorsFile(tensors_, element));
   }
 
-  absl::Status Import() { return ImportMixtral(&files_, {"/hf", "/out", "", "test", {}}).status(); }
+  absl::Status Import() { return ImportMixtral(&files_, {"/hf", "/out", "", "test", {}, {}}).status(); }
 
   // The whole master of a parameter of the import.
   std::vector<float> Load(const std::string& name) {
@@ -283,6 +284,19 @@ TEST_F(ImportMixtralTest, ATiedHeadIsNotStoredTwice) {
     EXPECT_NE(object.name(), "head");
   }
   EXPECT_TRUE(absl::IsAlreadyExists(Import()));
+}
+
+TEST_F(ImportMixtralTest, ProgressGoesUpToTheTotal) {
+  WriteOne(ELEMENT_BF16);
+  std::vector<int64_t> seen;
+  int64_t last_total = 0;
+  const auto progress = [&](int64_t done, int64_t total) {
+    seen.push_back(done);
+    last_total = total;
+  };
+  ASSERT_TRUE(ImportMixtral(&files_, {"/hf", "/out", "", "test", {}, progress}).ok());
+  EXPECT_TRUE(std::ranges::is_sorted(seen));
+  EXPECT_EQ(seen.back(), last_total);
 }
 
 TEST_F(ImportMixtralTest, DamageLeavesNothingBehind) {

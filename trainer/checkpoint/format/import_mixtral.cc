@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <optional>
 #include <set>
 #include <utility>
@@ -338,6 +339,26 @@ absl::StatusOr<std::vector<ShardSource>> PlanSources(const JobSpec& spec,
   return sources;
 }
 
+// Counts what the sources give, over all of them.
+void ReportProgress(const std::function<void(int64_t, int64_t)>& progress,
+                    std::vector<ShardSource>* sources) {
+  if (!progress) return;
+  int64_t total = 0;
+  for (const ShardSource& source : *sources) {
+    total += static_cast<int64_t>(CheckedBytes(source.element, source.shape).value_or(0));
+  }
+  const auto done = std::make_shared<int64_t>(0);
+  for (ShardSource& source : *sources) {
+    source.produce = [=, produce = std::move(source.produce)](const ByteSink& sink) {
+      return produce([&](std::span<const std::byte> piece) {
+        *done += static_cast<int64_t>(piece.size());
+        progress(*done, total);
+        return sink(piece);
+      });
+    };
+  }
+}
+
 absl::StatusOr<CommittedStep> WriteStep(FileSystem* files, CheckpointRoot* root,
                                         const std::string& staging, const JobSpec& spec,
                                         const std::vector<ShardSource>& sources,
@@ -427,6 +448,7 @@ absl::StatusOr<CommittedStep> ImportMixtral(FileSystem* files, const MixtralImpo
   if (!tensors.ok()) return tensors.status();
   absl::StatusOr<std::vector<ShardSource>> sources = PlanSources(*spec, *tensors);
   if (!sources.ok()) return sources.status();
+  ReportProgress(import.progress, &*sources);
 
   absl::StatusOr<std::unique_ptr<CheckpointRoot>> root = CheckpointRoot::Open(files, import.to);
   if (!root.ok()) return root.status();

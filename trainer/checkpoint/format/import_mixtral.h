@@ -12,6 +12,8 @@
 //   layers.L.moe.experts.E.down           ...block_sparse_moe.experts.E.w2
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -29,6 +31,8 @@ struct MixtralImport {
   std::string tokenizer;  // a SentencePiece model to copy; empty: none
   std::string binary;     // who imports, for the manifest
   absl::Time created;
+  // Called now and then with the bytes that are written and those that will be; may be empty.
+  std::function<void(int64_t done, int64_t total)> progress;
 };
 
 // Writes step 0 of `to`, with weights_only set, holding one tensor's chunk in memory at a time.
