@@ -351,7 +351,9 @@ void InProcessCommunicator::Send(const void* data, int64_t bytes, int to) {
     WaitForChange(call, deadline, absl::StrCat("rank ", to, " to receive"));
   }
   // Taken: the receiver is copying from `data`, so this may not be left until it is done.
-  while (message.state != Message::kDone) group_->universe->changed.WaitFor(&group_->universe->mu, kRecheck);
+  while (message.state != Message::kDone) {
+    group_->universe->changed.WaitFor(&group_->universe->mu, kRecheck);
+  }
 }
 
 void InProcessCommunicator::Receive(void* data, int64_t bytes, int from) {
