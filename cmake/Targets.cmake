@@ -52,10 +52,27 @@ function(moesaic_use_aten executable)
   target_precompile_headers(${executable} REUSE_FROM moesaic_aten_pch)
 endfunction()
 
+if(MOESAIC_SANITIZE)
+  add_custom_target(sanitized_tests)
+endif()
+
+# Adds the label sanitize to the list named `labels`, and `target` to sanitized_tests, when one of
+# the sanitizers given is the one of this build.
+function(moesaic_sanitize_label target labels)
+  foreach(sanitizer IN LISTS ARGN)
+    if(MOESAIC_SANITIZE MATCHES ${sanitizer})
+      add_dependencies(sanitized_tests ${target})
+      set(${labels} "${${labels}};sanitize" PARENT_SCOPE)
+    endif()
+  endforeach()
+endfunction()
+
 # moesaic_test(NAME SRCS files... DEPS targets... [ATEN] [LABELS fast|slow|fault|e2e|peers]
-#              [ENV NAME=VALUE...] [TIMEOUT seconds]): a GoogleTest program, one CTest entry.
+#              [ENV NAME=VALUE...] [TIMEOUT seconds] [SANITIZERS address thread]): a GoogleTest
+# program, one CTest entry. SANITIZERS: the sanitizer presets that build it (target
+# sanitized_tests) and run it (label sanitize).
 function(moesaic_test name)
-  cmake_parse_arguments(arg "ATEN" "TIMEOUT" "SRCS;DEPS;LABELS;ENV" ${ARGN})
+  cmake_parse_arguments(arg "ATEN" "TIMEOUT" "SRCS;DEPS;LABELS;ENV;SANITIZERS" ${ARGN})
   add_executable(${name} ${arg_SRCS})
   target_link_libraries(${name} PRIVATE moesaic_options ${arg_DEPS} GTest::gmock GTest::gtest_main)
   if(arg_ATEN)
@@ -69,6 +86,7 @@ function(moesaic_test name)
   if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 60)
   endif()
+  moesaic_sanitize_label(${name} arg_LABELS ${arg_SANITIZERS})
   set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT ${arg_TIMEOUT}
     ENVIRONMENT "${arg_ENV}")
 endfunction()
@@ -85,7 +103,9 @@ function(moesaic_fuzzer name)
   set_target_properties(${name}_replay PROPERTIES
     RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   add_test(NAME ${name}_replay COMMAND ${name}_replay ${corpus})
-  set_tests_properties(${name}_replay PROPERTIES LABELS fast TIMEOUT 60)
+  set(labels fast)
+  moesaic_sanitize_label(${name}_replay labels address)
+  set_tests_properties(${name}_replay PROPERTIES LABELS "${labels}" TIMEOUT 60)
   if(MOESAIC_FUZZ)
     add_executable(${name} ${arg_SRCS})
     target_link_libraries(${name} PRIVATE moesaic_options ${arg_DEPS})

@@ -158,7 +158,8 @@ absl::StatusOr<const EnumValueDescriptor*> ParseEnum(absl::string_view text,
     names.push_back(EnumText(*type.value(i)));
     if (names.back() == text) return type.value(i);
   }
-  return Expected(absl::StrCat(names.size() > 1 ? "one of " : "", absl::StrJoin(names, ", ")), text);
+  return Expected(absl::StrCat(names.size() > 1 ? "one of " : "", absl::StrJoin(names, ", ")),
+                  text);
 }
 
 std::string SecondsText(double seconds) {

@@ -45,7 +45,8 @@ void ForEachChild(const Message& message, absl::string_view path, const Visit& v
     const std::string field_path = Join(path, field.name());
     if (field.is_repeated()) {
       for (int k = 0; k < reflection.FieldSize(message, &field); ++k) {
-        visit(absl::StrCat(field_path, "[", k, "]"), reflection.GetRepeatedMessage(message, &field, k));
+        visit(absl::StrCat(field_path, "[", k, "]"),
+              reflection.GetRepeatedMessage(message, &field, k));
       }
     } else if (reflection.HasField(message, &field)) {
       visit(field_path, reflection.GetMessage(message, &field));
@@ -77,9 +78,8 @@ void FillField(const FieldDescriptor& field, Message* message) {
     for (int k = 0; k < reflection.FieldSize(*message, &field); ++k) {
       FillMessage(reflection.MutableRepeatedMessage(message, &field, k));
     }
-  } else if (reflection.HasField(*message, &field) ||
-             (field.real_containing_oneof() == nullptr &&
-              !HasRequiredField(*field.message_type()))) {
+  } else if (reflection.HasField(*message, &field) || (field.real_containing_oneof() == nullptr &&
+                                                       !HasRequiredField(*field.message_type()))) {
     FillMessage(reflection.MutableMessage(message, &field));
   }
 }
@@ -119,9 +119,8 @@ bool IsName(absl::string_view text) {
   if (text.empty() || text.size() > 63 || absl::StrContains(text, "..")) return false;
   auto alphanumeric = [](char c) { return absl::ascii_islower(c) || absl::ascii_isdigit(c); };
   if (!alphanumeric(text[0])) return false;
-  return std::all_of(text.begin(), text.end(), [&](char c) {
-    return alphanumeric(c) || c == '.' || c == '_' || c == '-';
-  });
+  return std::all_of(text.begin(), text.end(),
+                     [&](char c) { return alphanumeric(c) || c == '.' || c == '_' || c == '-'; });
 }
 
 double NumberOf(const Message& message, const FieldDescriptor& field) {
@@ -174,7 +173,8 @@ std::string BrokenRule(const Message& message, const FieldDescriptor& field) {
   if (!std::isfinite(value)) return absl::StrCat("must be a finite number, not ", text);
   if (rules.positive() && !(value > 0)) return absl::StrCat("must be more than 0, not ", text);
   if (rules.has_min() && value < rules.min()) {
-    return absl::StrCat("must be at least ", LimitText(rules.min(), message, field), ", not ", text);
+    return absl::StrCat("must be at least ", LimitText(rules.min(), message, field), ", not ",
+                        text);
   }
   if (rules.has_max() && value > rules.max()) {
     return absl::StrCat("must be at most ", LimitText(rules.max(), message, field), ", not ", text);
@@ -201,8 +201,8 @@ void CheckFields(const Message& message, absl::string_view path,
                                          : reflection.HasField(message, &field);
     if (!set) {
       if (RulesOf(field).required()) {
-        problems->push_back({field_path, field.is_repeated() ? "is required: list at least one"
-                                                             : "is required"});
+        problems->push_back(
+            {field_path, field.is_repeated() ? "is required: list at least one" : "is required"});
       }
     } else if (!IsMessage(field)) {
       std::string broken = BrokenRule(message, field);
@@ -265,9 +265,8 @@ class CrossFieldRules {
   void CheckFeedForward() {
     const ModelSpec& model = spec_.model();
     if (model.has_moe()) CheckMoe();
-    if (model.has_dense_width() ||
-        !Sound({"model.layers", "model.dense_width", "model.moe.pattern.every",
-                "model.moe.pattern.first"})) {
+    if (model.has_dense_width() || !Sound({"model.layers", "model.dense_width",
+                                           "model.moe.pattern.every", "model.moe.pattern.first"})) {
       return;
     }
     for (uint32_t layer = 0; layer < model.layers(); ++layer) {
@@ -295,8 +294,7 @@ class CrossFieldRules {
       Report("model.moe.active", "must be at most experts (", moe.experts(), "), not ",
              moe.active());
     }
-    if (moe.active() == 1 && moe.experts() > 1 &&
-        Sound({"recipe.router.weight.renormalize"}) &&
+    if (moe.active() == 1 && moe.experts() > 1 && Sound({"recipe.router.weight.renormalize"}) &&
         spec_.recipe().router().weight().renormalize()) {
       Report("model.moe.active",
              "1 with recipe.router.weight.renormalize true makes every weight 1, so the router "

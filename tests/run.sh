@@ -25,7 +25,7 @@ build() {
 tools/check_layering.py
 if [ "${SANITIZE:-0}" = 1 ]; then
   for preset in tsan asan-ubsan; do
-    build "$preset"
+    build "$preset" --target sanitized_tests
     ctest --test-dir "build/$preset" -L sanitize --output-on-failure -j "$jobs"
   done
 fi

@@ -84,8 +84,7 @@ std::string UnknownKeyMessage(absl::string_view key, const Descriptor& type,
                               std::string* suggestion) {
   const std::vector<std::string> names = FieldNames(type);
   const std::string nearest = Nearest(key, names);
-  const std::string unknown =
-      absl::StrCat("unknown key \"", absl::Utf8SafeCHexEscape(key), "\"");
+  const std::string unknown = absl::StrCat("unknown key \"", absl::Utf8SafeCHexEscape(key), "\"");
   if (!nearest.empty()) {
     if (suggestion != nullptr) *suggestion = nearest;
     return absl::StrCat(unknown, "; did you mean ", nearest, "?");
@@ -152,8 +151,7 @@ void JobBinder::BindMessage(const YamlNode& node, Message* message, const std::s
   } else if (node.kind == YamlNode::kScalar) {
     BindWord(node, message, path);
   } else {
-    Report(node.place, path,
-           absl::StrCat("expected a map, got ", KindName(node.kind)));
+    Report(node.place, path, absl::StrCat("expected a map, got ", KindName(node.kind)));
   }
 }
 
@@ -219,10 +217,10 @@ void JobBinder::BindWord(const YamlNode& node, Message* message, const std::stri
     return;
   }
   const std::vector<std::string> words = BareWords(type);
-  Report(node.place, path,
-         absl::StrCat("expected a map", words.empty() ? "" : " or one of ",
-                      absl::StrJoin(words, ", "), ", got \"",
-                      absl::Utf8SafeCHexEscape(node.text), "\""));
+  Report(
+      node.place, path,
+      absl::StrCat("expected a map", words.empty() ? "" : " or one of ", absl::StrJoin(words, ", "),
+                   ", got \"", absl::Utf8SafeCHexEscape(node.text), "\""));
 }
 
 void JobBinder::BindList(const YamlNode& node, const FieldTarget& target) {
@@ -253,9 +251,8 @@ void JobBinder::BindScalar(const YamlNode& node, const FieldTarget& target) {
   } else if (node.quoted && !TakesQuotes(*target.field)) {
     Report(node.place, target.path,
            absl::StrCat("expected ",
-                        target.field->cpp_type() == FieldDescriptor::CPPTYPE_BOOL
-                            ? "true or false"
-                            : "a number",
+                        target.field->cpp_type() == FieldDescriptor::CPPTYPE_BOOL ? "true or false"
+                                                                                  : "a number",
                         ", got text: remove the quotes"));
   } else if (!node.quoted && target.field->cpp_type() == FieldDescriptor::CPPTYPE_STRING &&
              IsUntypedText(node.text)) {

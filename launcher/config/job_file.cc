@@ -74,8 +74,8 @@ void ResolveVocabulary(const JobSources& sources, JobDraft* draft) {
     draft->origins["model.vocabulary"] = {Origin::kDerived, tokenizer};
   } else if (model.vocabulary() < *tokens) {
     draft->Report(draft->WhereOf("model.vocabulary", TopOf(sources)), "model.vocabulary",
-                  absl::StrCat("must be at least the ", *tokens, " tokens of ", tokenizer,
-                               ", not ", model.vocabulary()));
+                  absl::StrCat("must be at least the ", *tokens, " tokens of ", tokenizer, ", not ",
+                               model.vocabulary()));
   }
 }
 
@@ -108,8 +108,8 @@ class InputCheck {
   bool Need(const std::string& path, const std::string& file) {
     std::error_code error;
     if (std::filesystem::exists(file, error)) return true;
-    const bool reported = std::find(draft_.known.begin(), draft_.known.end(), path) !=
-                          draft_.known.end();
+    const bool reported =
+        std::find(draft_.known.begin(), draft_.known.end(), path) != draft_.known.end();
     if (!reported) {
       draft_.Report(draft_.WhereOf(path, top_), path, absl::StrCat("there is no file ", file));
     }
@@ -138,8 +138,8 @@ void CompleteOrigins(const Message& message, const std::string& path, JobOrigins
       continue;
     }
     for (int i = 0; i < reflection.FieldSize(message, field); ++i) {
-      CompleteOrigins(reflection.GetRepeatedMessage(message, field, i),
-                      ElementPath(field_path, i), origins);
+      CompleteOrigins(reflection.GetRepeatedMessage(message, field, i), ElementPath(field_path, i),
+                      origins);
     }
   }
 }

@@ -23,8 +23,8 @@ struct JobText {
 
 inline constexpr size_t kMaxJobFileBytes = size_t{1} << 20;
 
-// Reads a job file; ".textproto" by its suffix. NotFound when there is none; InvalidArgument when it
-// is not a regular file or larger than kMaxJobFileBytes.
+// Reads a job file; ".textproto" by its suffix. NotFound when there is none; InvalidArgument when
+// it is not a regular file or larger than kMaxJobFileBytes.
 absl::StatusOr<JobText> ReadJobText(const std::string& path);
 
 // One flag that stands for a field: {"--nodes", "elastic.nodes.max", "4"}.

@@ -43,8 +43,8 @@ absl::StatusOr<PathPart> ParsePart(absl::string_view text) {
   absl::string_view index = text.substr(open + 1);
   if (!absl::ConsumeSuffix(&index, "]") || !absl::SimpleAtoi(index, &part.index) ||
       part.index < 0) {
-    return absl::InvalidArgumentError(absl::StrCat("\"", absl::Utf8SafeCHexEscape(text),
-                                                   "\" is not a key with an index such as train[0]"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "\"", absl::Utf8SafeCHexEscape(text), "\" is not a key with an index such as train[0]"));
   }
   return part;
 }
@@ -53,7 +53,8 @@ absl::StatusOr<PathPart> ParsePart(absl::string_view text) {
 absl::Status Step(const PathPart& part, Message* message, FieldTarget* target) {
   const FieldDescriptor* field = message->GetDescriptor()->FindFieldByName(part.name);
   if (field == nullptr) {
-    return absl::InvalidArgumentError(UnknownKeyMessage(part.name, *message->GetDescriptor(), nullptr));
+    return absl::InvalidArgumentError(
+        UnknownKeyMessage(part.name, *message->GetDescriptor(), nullptr));
   }
   target->parent = message;
   target->field = field;
@@ -66,8 +67,8 @@ absl::Status Step(const PathPart& part, Message* message, FieldTarget* target) {
   const Reflection& reflection = *message->GetReflection();
   const int size = reflection.FieldSize(*message, field);
   if (part.index > size) {
-    return absl::InvalidArgumentError(absl::StrCat("has ", size, " elements, so the next index is ",
-                                                   size, ", not ", part.index));
+    return absl::InvalidArgumentError(
+        absl::StrCat("has ", size, " elements, so the next index is ", size, ", not ", part.index));
   }
   if (part.index == size) reflection.AddMessage(message, field);
   target->path = ElementPath(target->path, part.index);
@@ -106,7 +107,8 @@ std::string PathOf(absl::string_view variable) {
   std::string path;
   const std::string lower = absl::AsciiStrToLower(absl::StripPrefix(variable, kPrefix));
   for (absl::string_view part : absl::StrSplit(lower, "__")) {
-    const bool is_index = !part.empty() && std::all_of(part.begin(), part.end(), absl::ascii_isdigit);
+    const bool is_index =
+        !part.empty() && std::all_of(part.begin(), part.end(), absl::ascii_isdigit);
     path = is_index ? absl::StrCat(path, "[", part, "]") : JoinPath(path, part);
   }
   return path;

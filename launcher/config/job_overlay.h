@@ -9,9 +9,9 @@
 
 namespace moesaic {
 
-// Sets the field at `path` ("train.steps", "data.train[0].weight", "train.optimizer") to `text`: raw
-// text for a scalar; YAML for a map or list ("{cosine: {final_factor: 0}}", "sgd"). An index equal to
-// the number of elements adds one. Problems go to `draft`.
+// Sets the field at `path` ("train.steps", "data.train[0].weight", "train.optimizer") to `text`:
+// raw text for a scalar; YAML for a map or list ("{cosine: {final_factor: 0}}", "sgd"). An index
+// equal to the number of elements adds one. Problems go to `draft`.
 void SetAtPath(absl::string_view path, absl::string_view text, const ValueSource& source,
                JobDraft* draft);
 

@@ -44,8 +44,7 @@ std::string Quoted(absl::string_view text) {
 
 std::string ScalarYaml(const Message& message, const FieldDescriptor& field) {
   const std::string text = FieldText(message, field);
-  const bool quote =
-      field.cpp_type() == FieldDescriptor::CPPTYPE_STRING && !IsPlainText(text);
+  const bool quote = field.cpp_type() == FieldDescriptor::CPPTYPE_STRING && !IsPlainText(text);
   return quote ? Quoted(text) : text;
 }
 
@@ -96,8 +95,8 @@ class YamlWriter {
         if (IsMessage(field)) {
           WriteChild(reflection.GetMessage(message, &field), field_path, key, indent);
         } else {
-          lines_.push_back({absl::StrCat(key, ": ", ScalarYaml(message, field)),
-                            OriginOf(field_path)});
+          lines_.push_back(
+              {absl::StrCat(key, ": ", ScalarYaml(message, field)), OriginOf(field_path)});
         }
       } else if (origins_ != nullptr && !IsMessage(field)) {
         lines_.push_back({absl::StrCat(key, ": auto"), "default"});

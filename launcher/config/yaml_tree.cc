@@ -91,8 +91,7 @@ class TreeBuilder : public YAML::EventHandler {
       return;
     }
     YamlNode& parent = open_.back();
-    const bool is_key =
-        parent.kind == YamlNode::kMap && parent.keys.size() == parent.items.size();
+    const bool is_key = parent.kind == YamlNode::kMap && parent.keys.size() == parent.items.size();
     (is_key ? parent.keys : parent.items).push_back(std::move(node));
   }
 
@@ -121,8 +120,8 @@ std::optional<YamlError> ParseYaml(const std::string& text, YamlNode* root) {
 }
 
 bool IsUntypedText(absl::string_view plain) {
-  static constexpr std::array<absl::string_view, 9> kWords = {
-      "", "~", "null", "true", "false", "yes", "no", "on", "off"};
+  static constexpr std::array<absl::string_view, 9> kWords = {"",    "~",  "null", "true", "false",
+                                                              "yes", "no", "on",   "off"};
   const std::string lower = absl::AsciiStrToLower(plain);
   if (std::find(kWords.begin(), kWords.end(), lower) != kWords.end()) return true;
   if (lower == ".nan" || lower == ".inf" || lower == "-.inf" || lower == "+.inf") return true;

@@ -21,9 +21,9 @@ struct YamlNode {
 
   Kind kind = kNull;
   TextPlace place;
-  std::string text;     // of a scalar
-  bool quoted = false;  // or a block scalar: certainly a string
-  std::string refused;  // why this node may not stand in a job file; empty: it may
+  std::string text;             // of a scalar
+  bool quoted = false;          // or a block scalar: certainly a string
+  std::string refused;          // why this node may not stand in a job file; empty: it may
   std::vector<YamlNode> items;  // of a list, or the values of a map
   std::vector<YamlNode> keys;   // of a map, one an item, in order and with duplicates
 };

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "launcher/config/spelling.h"
+#include "launcher/verbs/ckpt.h"
 #include "launcher/verbs/compute.h"
 #include "launcher/verbs/config.h"
 #include "launcher/verbs/data.h"
@@ -19,6 +20,7 @@ using RegisterVerb = void (*)(CLI::App& program, VerbContext& context);
 // In the order of --help: one line a verb.
 constexpr RegisterVerb kVerbs[] = {
     RegisterRun,
+    RegisterCkpt,
     RegisterConfig,
     RegisterData,
     RegisterEval,

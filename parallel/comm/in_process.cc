@@ -19,6 +19,10 @@
 namespace moesaic {
 namespace {
 
+// Waiters look again this often: condition variables of glibc before 2.41 may lose a wake-up when
+// many threads wait (its bug 25847).
+constexpr absl::Duration kRecheck = absl::Milliseconds(100);
+
 // What all groups made from one MakeInProcessGroup share: they fail together.
 struct Universe {
   explicit Universe(InProcessOptions given) : options(given) {}
@@ -179,7 +183,7 @@ void InProcessCommunicator::WaitForChange(const Call& call, absl::Time deadline,
     FailLocked(call.Say(absl::StrCat("waited ", absl::FormatDuration(options().deadline), " for ",
                                      peer.empty() ? Absent() : std::string(peer))));
   }
-  group_->universe->changed.WaitFor(&group_->universe->mu, left);
+  group_->universe->changed.WaitFor(&group_->universe->mu, std::min(left, kRecheck));
 }
 
 bool InProcessCommunicator::Arrive() {
@@ -227,7 +231,9 @@ void InProcessCommunicator::Meet() {
   MutexLock lock(&group_->universe->mu);
   const uint64_t before = group_->meetings;
   if (Arrive()) return;
-  while (group_->meetings == before) group_->universe->changed.Wait(&group_->universe->mu);
+  while (group_->meetings == before) {
+    group_->universe->changed.WaitFor(&group_->universe->mu, kRecheck);
+  }
 }
 
 // Element ranges are shared out: each rank sums its own in place, where nobody else reads, and then
@@ -345,7 +351,9 @@ void InProcessCommunicator::Send(const void* data, int64_t bytes, int to) {
     WaitForChange(call, deadline, absl::StrCat("rank ", to, " to receive"));
   }
   // Taken: the receiver is copying from `data`, so this may not be left until it is done.
-  while (message.state != Message::kDone) group_->universe->changed.Wait(&group_->universe->mu);
+  while (message.state != Message::kDone) {
+    group_->universe->changed.WaitFor(&group_->universe->mu, kRecheck);
+  }
 }
 
 void InProcessCommunicator::Receive(void* data, int64_t bytes, int from) {

@@ -6,7 +6,9 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include "parallel/expert/mkl_gemm.h"
 #include "parallel/expert/parallel_for.h"
+#include "parallel/simd/cpu_level.h"
 #include "parallel/simd/gemm.h"
 
 namespace moesaic {
@@ -63,6 +65,23 @@ std::vector<Piece> CutColumns(const std::vector<Product<T, C>>& products) {
   return pieces;
 }
 
+void Multiply(const GemmShape& shape, MatrixRef<float> a, MatrixRef<float> b, GemmResult<float> c) {
+  Gemm(shape, a, b, c);
+}
+
+// Tiles of bf16 are many times faster than our kernels, where there are any. The choice is by CPU and
+// shape only.
+template <class C>
+void Multiply(const GemmShape& shape, MatrixRef<Bf16> a, MatrixRef<Bf16> b, GemmResult<C> c) {
+  constexpr int64_t kWorthACall = 32 * 32 * 32;
+  static const bool tiles = DetectCpuLevel() == CpuLevel::kAmx;
+  if (tiles && shape.m * shape.n * shape.k >= kWorthACall) {
+    MklGemm(shape, a, b, c);
+  } else {
+    Gemm(shape, a, b, c);
+  }
+}
+
 template <class T, class C>
 void Run(const std::vector<Product<T, C>>& products) {
   const std::vector<Piece> pieces = CutColumns(products);
@@ -73,7 +92,7 @@ void Run(const std::vector<Product<T, C>>& products) {
       p.shape.n = piece.end - piece.begin;
       p.b.data += piece.begin * p.b.column_stride;
       p.c.data += piece.begin;
-      Gemm(p.shape, p.a, p.b, p.c);
+      Multiply(p.shape, p.a, p.b, p.c);
     }
   });
 }
@@ -88,16 +107,16 @@ MatrixRef<T> Ref(const at::Tensor& rows, int64_t begin) {
   return {RowsAt<T>(rows, begin), rows.size(1), 1};
 }
 
-template <class T>
+template <class T, class C>
 void Forward(const at::Tensor& x, std::span<const LinearGroup> groups, const at::Tensor& y) {
-  std::vector<Product<T, T>> products;
+  std::vector<Product<T, C>> products;
   for (const LinearGroup& g : groups) {
     const int64_t out = g.weight.size(0), in = g.weight.size(1);
     if (g.rows == 0) continue;
     products.push_back({{g.rows, out, in},
                         Ref<T>(x, g.begin),
                         Ref<T>(g.weight, 0).Transposed(),
-                        {RowsAt<T>(y, g.begin), out}});
+                        {RowsAt<C>(y, g.begin), out}});
   }
   Run(products);
 }
@@ -135,12 +154,19 @@ void BackwardWeight(const at::Tensor& dy, const at::Tensor& x,
 
 void GroupedLinear(const at::Tensor& x, std::span<const LinearGroup> groups, at::Tensor& y) {
   const at::ScalarType type = x.scalar_type();
+  const bool wide = y.scalar_type() == at::kFloat;  // sums of bfloat16 products, not rounded
   for (const LinearGroup& g : groups) {
     CheckType(g.weight, type);
     CheckRows(x, type, g.begin, g.rows, g.weight.size(1));
-    CheckRows(y, type, g.begin, g.rows, g.weight.size(0));
+    CheckRows(y, wide ? at::kFloat : type, g.begin, g.rows, g.weight.size(0));
   }
-  type == at::kFloat ? Forward<float>(x, groups, y) : Forward<Bf16>(x, groups, y);
+  if (type == at::kFloat) {
+    Forward<float, float>(x, groups, y);
+  } else if (wide) {
+    Forward<Bf16, float>(x, groups, y);
+  } else {
+    Forward<Bf16, Bf16>(x, groups, y);
+  }
 }
 
 void GroupedLinearBackwardInput(const at::Tensor& dy, std::span<const LinearGroup> groups,

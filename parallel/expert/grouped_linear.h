@@ -23,7 +23,8 @@ struct LinearGroup {
   at::Tensor weight;
 };
 
-// y [n, out]; rows in no group are left alone. Groups must not overlap.
+// y [n, out]; rows in no group are left alone. Groups must not overlap. y may be float32 where x and W
+// are bfloat16: the sums, not rounded.
 void GroupedLinear(const at::Tensor& x, std::span<const LinearGroup> groups, at::Tensor& y);
 
 // dx [n, in] = dy W.

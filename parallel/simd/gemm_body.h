@@ -60,18 +60,17 @@ MOESAIC_INLINE VecU LoadWords(const float* p, int64_t count) {
 }
 
 MOESAIC_INLINE VecU LoadHalves(const Bf16* p, int64_t count) {
-  VecH v{};
+  VecH v;
   if (count >= kLanes) {
     memcpy(&v, p, sizeof(v));
   } else {
-#if defined(__AVX512BW__) && defined(__AVX512VL__)
-    v = (VecH)_mm256_maskz_loadu_epi16((__mmask16)((1u << count) - 1), p);
-#else
-    memcpy(&v, p, count * sizeof(*p));
-#endif
+    v = LoadHalves(p, FirstLanes{count});
   }
   return __builtin_convertvector(v, VecU);
 }
+
+// The first kTileRows lanes.
+MOESAIC_INLINE void StoreWords(float* to, VecU v) { Store(to, FromBits(v), FirstLanes{kTileRows}); }
 
 // Words k of `count` (at most 16) adjacent columns of a matrix whose rows are contiguous.
 MOESAIC_INLINE VecU RowWords(const MatrixRef<float>& b, int64_t word, int64_t, int64_t column,
@@ -181,32 +180,52 @@ struct Words2d {
   const char* data;
   int64_t row_bytes;
   int64_t word_bytes;
+  const char* next;  // the tile after this one, fetched ahead
 };
 
-// Whether words of A can be read where they are.
+// Whether words of A can be read where they are. Rows a multiple of 2 KiB apart would fight for the
+// same few lines of the first-level cache.
 template <class T>
 bool InPlace(const GemmShape& shape, const MatrixRef<T>& a) {
   if (sizeof(T) == 2 && (!kPairs || shape.k % 2 != 0)) return false;
+  if (a.row_stride * sizeof(T) % 2048 == 0) return false;
   return a.column_stride == 1;
+}
+
+// Blocks of the product: A's block stays in the second level of the cache while panels of B pass by.
+// Only an fp32 C can be left and taken up again, so only there k is cut.
+constexpr int64_t kBlockWords = 512;
+constexpr int64_t kBlockBytes = 200 * 1024;
+
+int64_t BlockRows(int64_t words) {
+  const int64_t tiles = kBlockBytes / (words * kWordBytes + 1) / kTileRows;
+  return (tiles < 2 ? 2 : tiles) * kTileRows;
+}
+
+template <class C>
+int64_t BlockK(int64_t k, int64_t elements_a_word) {
+  const int64_t block = kBlockWords * elements_a_word;
+  return sizeof(C) == sizeof(float) && k > block ? block : k;
 }
 
 template <class T>
 int64_t ScratchBytesOf(const GemmShape& shape, MatrixRef<T> a) {
   if (InPlace(shape, a)) return 0;
-  const int64_t tiles = (shape.m + kTileRows - 1) / kTileRows;
-  return (tiles * kTileRows * Words<T>(shape.k) + kLanes) * kWordBytes;
+  const int64_t words = Words<T>(shape.k);
+  const int64_t rows = BlockRows(words < kBlockWords ? words : kBlockWords);
+  return (rows * words + kLanes) * kWordBytes;
 }
 
 // Tiles of kTileRows rows, word after word; `a_t` is A transposed (a row of it: all rows of A).
 template <class T>
 void PackTiles(const GemmShape& shape, const MatrixRef<T>& a_t, char* to) {
-  const int64_t words = Words<T>(shape.k);
-  for (int64_t row = 0; row < shape.m; row += kTileRows) {
-    const int64_t rows = shape.m - row < kTileRows ? shape.m - row : kTileRows;
-    for (int64_t word = 0; word < words; ++word, to += kTileRows * kWordBytes) {
+  const int64_t words = Words<T>(shape.k), tile_bytes = words * kTileRows * kWordBytes;
+  for (int64_t word = 0; word < words; ++word) {
+    char* tile = to + word * kTileRows * kWordBytes;
+    for (int64_t row = 0; row < shape.m; row += kTileRows, tile += tile_bytes) {
+      const int64_t rows = shape.m - row < kTileRows ? shape.m - row : kTileRows;
       const VecU v = RowWords(a_t, word, shape.k, row, rows);
-      // Lanes beyond the tile fall on the next word, which is written next (or on the spare end).
-      memcpy(to, &v, sizeof(v));
+      StoreWords((float*)tile, v);
     }
   }
 }
@@ -224,7 +243,7 @@ void PackTilesOfRows(const GemmShape& shape, const MatrixRef<T>& a, char* to) {
       }
       Transpose(v);
       const int64_t count = words - word < kLanes ? words - word : kLanes;
-      for (int64_t i = 0; i < count; ++i, to += kTileRows * kWordBytes) memcpy(to, &v[i], sizeof(v[i]));
+      for (int64_t i = 0; i < count; ++i, to += kTileRows * kWordBytes) StoreWords((float*)to, v[i]);
     }
   }
 }
@@ -239,19 +258,31 @@ MOESAIC_INLINE void StoreResult(C* c, VecF v, bool accumulate, Lanes lanes) {
   Store(c, v, lanes);
 }
 
-// One tile of C: `rows` x (16 vectors) in registers.
+// One tile of C: `rows` x (16 vectors) in registers. In passing it fetches the next tile of A, a row
+// a word and 64 bytes every 16 words, and the lines of C that it will write.
 template <bool pairs, int rows, int vectors, class C>
 void MultiplyTile(int64_t words, Words2d a, const VecF* b, GemmResult<C> c, int64_t columns) {
+  for (int i = 0; i < rows; ++i) {
+    for (int v = 0; v < vectors; ++v) __builtin_prefetch(c.data + i * c.stride + v * kLanes, 1);
+  }
   VecF sum[rows][vectors] = {};
-  for (int64_t word = 0; word < words; ++word, b += vectors) {
-    const char* a_word = a.data + word * a.word_bytes;
+  const char* next = a.next;
+  for (int64_t line = 0; line < words; line += kLanes) {
+    const int64_t count = words - line < kLanes ? words - line : kLanes;
+    const char* fetched = next;
+    for (int64_t word = 0; word < count; ++word, b += vectors) {
+      __builtin_prefetch(fetched);
+      fetched += a.row_bytes;
 #pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i) {
+      for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) {
-        sum[i][v] = MultiplyWord<pairs>(a_word + i * a.row_bytes, b[v], sum[i][v]);
+        for (int v = 0; v < vectors; ++v) {
+          sum[i][v] = MultiplyWord<pairs>(a.data + i * a.row_bytes, b[v], sum[i][v]);
+        }
       }
+      a.data += a.word_bytes;
     }
+    next += kLanes * kWordBytes;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
@@ -288,17 +319,19 @@ void MultiplyPanel(const GemmShape& shape, Words2d a, int64_t tile_bytes, const 
     const int64_t rows = shape.m - row < kTileRows ? shape.m - row : kTileRows;
     const auto tile = vectors == 2 ? ChooseTile<kInPairs<T>, 2, C>(rows)
                                    : ChooseTile<kInPairs<T>, 1, C>(rows);
+    a.next = a.data + tile_bytes;
     tile(words, a, panel, c, columns);
     a.data += tile_bytes;
     c.data += kTileRows * c.stride;
   }
 }
 
+// A block of rows (all of shape.m) by all panels, for k from `k_begin` of the packed B on.
 template <class T, class C>
-void Multiply(const GemmShape& shape, MatrixRef<T> a, const PackedB& b, void* scratch,
-              GemmResult<C> c) {
+void MultiplyBlock(const GemmShape& shape, const MatrixRef<T>& a, const PackedB& b, void* scratch,
+                   const GemmResult<C>& c) {
   const int64_t words = Words<T>(shape.k);
-  Words2d in{(const char*)a.data, a.row_stride * (int64_t)sizeof(T), kWordBytes};
+  Words2d in{(const char*)a.data, a.row_stride * (int64_t)sizeof(T), kWordBytes, nullptr};
   int64_t tile_bytes = kTileRows * in.row_bytes;
   if (!InPlace(shape, a)) {
     if (a.column_stride == 1) {
@@ -306,7 +339,7 @@ void Multiply(const GemmShape& shape, MatrixRef<T> a, const PackedB& b, void* sc
     } else {
       PackTiles(shape, a.Transposed(), (char*)scratch);
     }
-    in = {(const char*)scratch, kWordBytes, kTileRows * kWordBytes};
+    in = {(const char*)scratch, kWordBytes, kTileRows * kWordBytes, nullptr};
     tile_bytes = kTileRows * words * kWordBytes;
   }
   const int64_t words_packed = Words<T>(b.k), first_word = Words<T>(b.k_begin);
@@ -319,6 +352,28 @@ void Multiply(const GemmShape& shape, MatrixRef<T> a, const PackedB& b, void* sc
                      left < kPanel ? left : kPanel);
     panel += vectors * words_packed;
   }
+}
+
+template <class T, class C>
+void Multiply(const GemmShape& shape, MatrixRef<T> a, const PackedB& b, void* scratch,
+              GemmResult<C> c) {
+  const int64_t block_k = BlockK<C>(shape.k, kInPairs<T> ? 2 : 1);
+  const int64_t block_rows = BlockRows(Words<T>(block_k));
+  int64_t k = 0;
+  do {
+    GemmShape block = shape;
+    block.k = shape.k - k < block_k ? shape.k - k : block_k;
+    PackedB part = b;
+    part.k_begin += k;
+    for (int64_t row = 0; row < shape.m; row += block_rows) {
+      block.m = shape.m - row < block_rows ? shape.m - row : block_rows;
+      const MatrixRef<T> rows{a.data + row * a.row_stride + k * a.column_stride, a.row_stride,
+                              a.column_stride};
+      MultiplyBlock(block, rows, part, scratch,
+                    GemmResult<C>{c.data + row * c.stride, c.stride, c.accumulate || k > 0});
+    }
+    k += block.k;
+  } while (k < shape.k);
 }
 
 template <class T>

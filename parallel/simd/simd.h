@@ -50,12 +50,20 @@ MOESAIC_INLINE VecF WidenBf16(VecH half) {
   return FromBits(__builtin_convertvector(half, VecU) << 16);
 }
 
-// To nearest, ties to even; NaN stays NaN.
+// To nearest, ties to even; NaN stays NaN. Where the CPU has an instruction for it, numbers below
+// 2^-126 become 0.
 MOESAIC_INLINE VecH NarrowToBf16(VecF v) {
+#if defined(__AVX512BF16__)
+  const __m256bh half = _mm512_cvtneps_pbh((__m512)v);
+  VecH h;
+  memcpy(&h, &half, sizeof(h));
+  return h;
+#else
   const VecU bits = Bits(v);
   const VecU rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const VecU chosen = (v == v) ? rounded : (VecU{} + 0x7fc0u);
   return __builtin_convertvector(chosen, VecH);
+#endif
 }
 
 MOESAIC_INLINE VecF Load(const float* p, AllLanes) {
@@ -91,14 +99,23 @@ MOESAIC_INLINE void Store(float* p, VecF v, FirstLanes lanes) {
   memcpy(p, &v, lanes.count * sizeof(*p));
 #endif
 }
-MOESAIC_INLINE VecF Load(const Bf16* p, FirstLanes lanes) {
+MOESAIC_INLINE VecH LoadHalves(const Bf16* p, FirstLanes lanes) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  return (VecH)_mm256_maskz_loadu_epi16((__mmask16)((1u << lanes.count) - 1), p);
+#else
   VecH v{};
   memcpy(&v, p, lanes.count * sizeof(*p));
-  return WidenBf16(v);
+  return v;
+#endif
 }
+MOESAIC_INLINE VecF Load(const Bf16* p, FirstLanes lanes) { return WidenBf16(LoadHalves(p, lanes)); }
 MOESAIC_INLINE void Store(Bf16* p, VecF v, FirstLanes lanes) {
   const VecH half = NarrowToBf16(v);
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  _mm256_mask_storeu_epi16(p, (__mmask16)((1u << lanes.count) - 1), (__m256i)half);
+#else
   memcpy(p, &half, lanes.count * sizeof(*p));
+#endif
 }
 
 // a b + c, rounded once where the CPU can (always the same on one CPU level).
@@ -137,22 +154,32 @@ MOESAIC_INLINE VecF Keep(VecF v, float value, FirstLanes lanes) {
   return index < (VecI{} + (int32_t)lanes.count) ? v : Splat(value);
 }
 
-// Lanes in a fixed tree.
+// Lanes in a fixed tree: halves, quarters, eighths, neighbours.
+MOESAIC_INLINE VecF SwapHalves(VecF v) {
+  return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+}
+MOESAIC_INLINE VecF SwapQuarters(VecF v) {
+  return __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+}
+MOESAIC_INLINE VecF SwapEighths(VecF v) {
+  return __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+}
+MOESAIC_INLINE VecF SwapNeighbours(VecF v) {
+  return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+}
 MOESAIC_INLINE float SumLanes(VecF v) {
-  float x[kLanes];
-  memcpy(x, &v, sizeof(v));
-  for (int width = 8; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) x[i] += x[i + width];
-  }
-  return x[0];
+  v += SwapHalves(v);
+  v += SwapQuarters(v);
+  v += SwapEighths(v);
+  v += SwapNeighbours(v);
+  return v[0];
 }
 MOESAIC_INLINE float MaxLanes(VecF v) {
-  float x[kLanes];
-  memcpy(x, &v, sizeof(v));
-  for (int width = 8; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) x[i] = x[i] > x[i + width] ? x[i] : x[i + width];
-  }
-  return x[0];
+  v = Max(v, SwapHalves(v));
+  v = Max(v, SwapQuarters(v));
+  v = Max(v, SwapEighths(v));
+  v = Max(v, SwapNeighbours(v));
+  return v[0];
 }
 
 // e^x within 2 units of the last place for normal results; 0 below -87.3 (and for -inf), infinity

@@ -30,7 +30,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     Require(!job.status().message().empty());
     return 0;
   }
-  const auto again = moesaic::LoadJob(SourcesOf(moesaic::WriteYaml(job->spec, job->origins), false));
+  const auto again =
+      moesaic::LoadJob(SourcesOf(moesaic::WriteYaml(job->spec, job->origins), false));
   Require(again.ok());
   Require(again->spec.SerializeAsString() == job->spec.SerializeAsString());
   return 0;

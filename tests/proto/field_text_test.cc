@@ -60,12 +60,11 @@ TEST(SetFieldFromText, Numbers) {
 }
 
 TEST(SetFieldFromText, Booleans) {
-  ExpectEach<ModelSpec>("tie_head",
-                        {{"true", ""},
-                         {"false", ""},
-                         {"no", "expected true or false, got \"no\"; write false"},
-                         {"True", "expected true or false, got \"True\"; write true"},
-                         {"1", "expected true or false, got \"1\""}});
+  ExpectEach<ModelSpec>("tie_head", {{"true", ""},
+                                     {"false", ""},
+                                     {"no", "expected true or false, got \"no\"; write false"},
+                                     {"True", "expected true or false, got \"True\"; write true"},
+                                     {"1", "expected true or false, got \"1\""}});
 }
 
 TEST(SetFieldFromText, Enums) {

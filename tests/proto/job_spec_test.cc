@@ -4,7 +4,6 @@
 #include <google/protobuf/text_format.h>
 #include <gtest/gtest.h>
 
-
 #include "absl/strings/str_cat.h"
 #include "proto/field_text.h"
 
@@ -18,8 +17,17 @@ using ::testing::UnorderedElementsAre;
 constexpr char kSmallJob[] = R"pb(
   name: "small"
   model {
-    layers: 4 hidden: 64 heads: 4 sequence: 32 vocabulary: 512
-    moe { experts: 8 active: 2 expert_width: 96 pattern {} }
+    layers: 4
+    hidden: 64
+    heads: 4
+    sequence: 32
+    vocabulary: 512
+    moe {
+      experts: 8
+      active: 2
+      expert_width: 96
+      pattern {}
+    }
   }
   data { train { path: "corpus/train" } }
   train { steps: 100 global_batch: 16 micro_batch: 4 }
@@ -126,14 +134,14 @@ TEST(ValidateJob, NamesEveryMissingField) {
                                           "data: is required", "train: is required"));
   spec.mutable_model()->mutable_moe();
   spec.mutable_data();
-  EXPECT_THAT(Problems(spec),
-              UnorderedElementsAre(
-                  "name: is required", "train: is required", "model.layers: is required",
-                  "model.hidden: is required", "model.heads: is required",
-                  "model.sequence: is required", "model.moe.experts: is required",
-                  "model.moe.active: is required", "model.moe.expert_width: is required",
-                  "data.train: is required: list at least one",
-                  "model.vocabulary: is required when data.tokenizer is not given"));
+  EXPECT_THAT(
+      Problems(spec),
+      UnorderedElementsAre("name: is required", "train: is required", "model.layers: is required",
+                           "model.hidden: is required", "model.heads: is required",
+                           "model.sequence: is required", "model.moe.experts: is required",
+                           "model.moe.active: is required", "model.moe.expert_width: is required",
+                           "data.train: is required: list at least one",
+                           "model.vocabulary: is required when data.tokenizer is not given"));
 }
 
 struct Refusal {
@@ -176,8 +184,7 @@ INSTANTIATE_TEST_SUITE_P(
                 "health.lease_ttl: must be at least 100ms, not 50ms"},
         Refusal{"EmptyPath", "run { dir: '' } checkpoint { dir: 'c' }",
                 "run.dir: must not be empty"},
-        Refusal{"ListElement", "data { train { weight: 1 } }",
-                "data.train[1].path: is required"},
+        Refusal{"ListElement", "data { train { weight: 1 } }", "data.train[1].path: is required"},
         Refusal{"UnevenMicroBatches", "train { micro_batch: 5 }",
                 "train.global_batch: must be a multiple of micro_batch (5), not 16"},
         Refusal{"MoreActiveThanExperts", "model { moe { active: 9 } }",
@@ -266,9 +273,9 @@ TEST(HashJob, IsTheSameForGivenAndDefaultedValues) {
 
 TEST(DescribeChanges, NamesFieldAndBothValues) {
   const JobSpec before = SmallJob();
-  const JobSpec after =
-      SmallJob("model { layers: 6 } train { schedule { linear {} } }"
-               "data { train { path: 'more' } } health { lease_ttl: 7 }");
+  const JobSpec after = SmallJob(
+      "model { layers: 6 } train { schedule { linear {} } }"
+      "data { train { path: 'more' } } health { lease_ttl: 7 }");
   EXPECT_THAT(DescribeChanges(before, after, IDENTITY), ElementsAre("model.layers: 4 -> 6"));
   EXPECT_THAT(DescribeChanges(before, after, TRAJECTORY),
               ElementsAre("data.train[1].path: unset -> more", "data.train[1].weight: unset -> 1",

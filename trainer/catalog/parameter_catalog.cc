@@ -103,8 +103,9 @@ class Lister {
 
   void ListExperts(const std::string& prefix) {
     const MoeSpec& moe = model_.moe();
-    ParameterSpec& router = Add(prefix + "router", {int64_t{moe.experts()}, int64_t{model_.hidden()}},
-                                ParameterKind::kRouter, normal_);
+    ParameterSpec& router =
+        Add(prefix + "router", {int64_t{moe.experts()}, int64_t{model_.hidden()}},
+            ParameterKind::kRouter, normal_);
     router.fp32 = true;
     if (moe.shared_width() > 0) {
       AddSwiGlu(prefix + "shared.", moe.shared_width(), ParameterKind::kFeedForward, -1);
@@ -154,9 +155,9 @@ absl::StatusOr<ParameterCatalog> ParameterCatalog::Build(const JobSpec& spec) {
   const ModelSpec& model = spec.model();
   if (absl::Status status = CheckSizes(model); !status.ok()) return status;
   if (const int64_t count = CountParameters(model); count > kMostParameters) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "the model has ", count, " parameter tensors, more than the ", kMostParameters,
-        " that are supported: lower model.layers or model.moe.experts"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("the model has ", count, " parameter tensors, more than the ", kMostParameters,
+                     " that are supported: lower model.layers or model.moe.experts"));
   }
 
   ParameterCatalog catalog;

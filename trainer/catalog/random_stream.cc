@@ -44,9 +44,9 @@ RandomStream::RandomStream(uint64_t seed, absl::string_view purpose, absl::strin
 }
 
 std::array<uint32_t, 4> RandomStream::Block(uint64_t index) const {
-  return Philox({static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), upper_[0],
-                 upper_[1]},
-                key_);
+  return Philox(
+      {static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), upper_[0], upper_[1]},
+      key_);
 }
 
 double RandomStream::Uniform(uint64_t index) const {

@@ -2,7 +2,8 @@
 // (seed, purpose, name, i), so values depend on no layout, order or number of draws.
 //
 // Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), keyed by
-// XXH3-128 of (seed, purpose, name): the low half is the key, the high half the upper counter words.
+// XXH3-128 of (seed, purpose, name): the low half is the key, the high half the upper counter
+// words.
 #pragma once
 
 #include <array>

@@ -24,8 +24,8 @@ at::Tensor Decoder::Append(const at::Tensor& tokens) {
   TORCH_CHECK(tokens.dim() == 2 && tokens.size(0) == sequences_ && tokens.size(1) >= 1,
               "decode: tokens of ", sequences_, " sequences are needed, got ", tokens.sizes());
   const int64_t added = tokens.size(1);
-  TORCH_CHECK(length_ + added <= capacity_, "decode: ", length_ + added,
-              " tokens in a cache of ", capacity_);
+  TORCH_CHECK(length_ + added <= capacity_, "decode: ", length_ + added, " tokens in a cache of ",
+              capacity_);
   MicroBatch batch;
   batch.id = 0;
   batch.sequences = sequences_;

@@ -1,10 +1,10 @@
 // Decoder: incremental forward for generation, with a cache of keys and values.
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <vector>
-
-#include <ATen/core/Tensor.h>
 
 #include "trainer/model/transformer.h"
 

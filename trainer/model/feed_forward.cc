@@ -89,8 +89,7 @@ Bundle MoeBlock::BackwardInput(const Bundle& grad_out, PassContext& context) {
   const at::Tensor dnormed = moe_.BackwardInput(grad_out.hidden, context, saved.moe);
   Bundle grad_in = grad_out;
   const ProfiledScope scope(context.options->profile, Part::kNorm);
-  grad_in.hidden =
-      norm_.BackwardInput(dnormed, grad_out.hidden, *context.weights, saved.norm);
+  grad_in.hidden = norm_.BackwardInput(dnormed, grad_out.hidden, *context.weights, saved.norm);
   return grad_in;
 }
 

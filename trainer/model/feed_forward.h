@@ -1,5 +1,5 @@
-// The second half of a transformer layer: x + f(norm(x)), with f one SwiGLU (DenseBlock) or a mixture
-// of experts (MoeBlock).
+// The second half of a transformer layer: x + f(norm(x)), with f one SwiGLU (DenseBlock) or a
+// mixture of experts (MoeBlock).
 #pragma once
 
 #include <string>

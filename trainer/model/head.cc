@@ -15,8 +15,8 @@ struct HeadSaved : SavedForBackward {
   at::Tensor dprojection;  // fp32 [vocabulary, hidden]
 };
 
-// Rows of a chunk: 8 Mi logits, but enough rows for the product to be worth its call. Depends on the
-// vocabulary alone, so that bits do not depend on the layout.
+// Rows of a chunk: 8 Mi logits, but enough rows for the product to be worth its call. Depends on
+// the vocabulary alone, so that bits do not depend on the layout.
 int64_t ChunkRows(int64_t vocabulary) {
   return std::max<int64_t>(32, (int64_t{1} << 23) / vocabulary);
 }
@@ -27,9 +27,10 @@ int64_t CountTargets(const at::Tensor& targets) {
 }
 
 // Takes the gradient of one chunk while its logits exist; returns its loss.
-double LossAndGradient(const at::Tensor& normed, const at::Tensor& targets, const at::Tensor& weight,
-                       double scale, at::Tensor dnormed, const WeightGradient& dprojection) {
-  at::Tensor logits = Linear(normed, weight).to(at::kFloat);
+double LossAndGradient(const at::Tensor& normed, const at::Tensor& targets,
+                       const at::Tensor& weight, double scale, at::Tensor dnormed,
+                       const WeightGradient& dprojection) {
+  at::Tensor logits = LinearToFloat(normed, weight);
   const double loss = CrossEntropyInPlace(logits, targets, scale);
   const at::Tensor dlogits = logits.to(normed.scalar_type());
   const LinearGroup group{0, normed.size(0), weight};
@@ -43,9 +44,7 @@ double LossAndGradient(const at::Tensor& normed, const at::Tensor& targets, cons
 HeadBlock::HeadBlock(NormLayer norm, ParameterId projection, int use)
     : norm_(norm), projection_(projection), use_(use) {}
 
-std::vector<ParameterId> HeadBlock::parameters() const {
-  return {norm_.parameter(), projection_};
-}
+std::vector<ParameterId> HeadBlock::parameters() const { return {norm_.parameter(), projection_}; }
 
 Bundle HeadBlock::Forward(const Bundle& in, PassContext& context) {
   const int64_t rows = in.hidden.size(0);
@@ -65,11 +64,10 @@ Bundle HeadBlock::Forward(const Bundle& in, PassContext& context) {
     const int64_t count = std::min(chunk, rows - begin);
     const at::Tensor part = normed.narrow(0, begin, count);
     const at::Tensor wanted = targets.narrow(0, begin, count);
-    loss += training
-                ? LossAndGradient(part, wanted, weight, context.options->loss_scale,
-                                  saved->dnormed.narrow(0, begin, count),
-                                  {0, count, saved->dprojection, begin > 0})
-                : CrossEntropy(Linear(part, weight).to(at::kFloat), wanted);
+    loss += training ? LossAndGradient(part, wanted, weight, context.options->loss_scale,
+                                       saved->dnormed.narrow(0, begin, count),
+                                       {0, count, saved->dprojection, begin > 0})
+                     : CrossEntropy(LinearToFloat(part, weight), wanted);
   }
   context.scalars->loss_sum += loss;
   if (rows > 0) context.scalars->targets += CountTargets(targets);
@@ -103,7 +101,7 @@ void HeadBlock::BackwardWeight(PassContext& context, GradientSink& sink) {
 at::Tensor HeadBlock::Logits(const at::Tensor& hidden, WeightSource& weights) const {
   NormLayer::Saved unused;
   const at::Tensor normed = norm_.Forward(hidden, weights, unused);
-  return Linear(normed, weights.Lease(projection_)).to(at::kFloat);
+  return LinearToFloat(normed, weights.Lease(projection_));
 }
 
 }  // namespace moesaic

@@ -2,8 +2,8 @@
 // loss is in PassContext::scalars.
 //
 // Logits are made in chunks of rows, so that the fp32 logits of a whole micro-batch never exist at
-// once. In training a chunk's gradient is taken at once, in Forward (PassOptions::loss_scale must be
-// set by then): logits are neither kept nor made again. The price is one fp32 copy of the head's
+// once. In training a chunk's gradient is taken at once, in Forward (PassOptions::loss_scale must
+// be set by then): logits are neither kept nor made again. The price is one fp32 copy of the head's
 // gradient until BackwardWeight.
 #pragma once
 

@@ -1,17 +1,17 @@
 // Initial parameter values.
 #pragma once
 
-#include <cstdint>
-
 #include <ATen/core/Tensor.h>
+
+#include <cstdint>
 
 #include "trainer/catalog/parameter_catalog.h"
 
 namespace moesaic {
 
 // Fills `values` (fp32, contiguous) with elements [first, first + numel) of the parameter, counted
-// row-major in its whole shape. Element i depends on (seed, parameter name, i) alone, so any rank can
-// make any shard, and values do not depend on the layout.
+// row-major in its whole shape. Element i depends on (seed, parameter name, i) alone, so any rank
+// can make any shard, and values do not depend on the layout.
 void Initialise(const ParameterSpec& parameter, uint64_t seed, int64_t first, at::Tensor& values);
 
 }  // namespace moesaic

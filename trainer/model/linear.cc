@@ -6,12 +6,23 @@
 #include "trainer/model/kernels/kernels.h"
 
 namespace moesaic {
+namespace {
 
-at::Tensor Linear(const at::Tensor& x, const at::Tensor& weight) {
-  at::Tensor y = at::empty({x.size(0), weight.size(0)}, x.options());
+at::Tensor LinearTo(at::ScalarType type, const at::Tensor& x, const at::Tensor& weight) {
+  at::Tensor y = at::empty({x.size(0), weight.size(0)}, type);
   const LinearGroup group{0, x.size(0), weight};
   GroupedLinear(x, {&group, 1}, y);
   return y;
+}
+
+}  // namespace
+
+at::Tensor Linear(const at::Tensor& x, const at::Tensor& weight) {
+  return LinearTo(x.scalar_type(), x, weight);
+}
+
+at::Tensor LinearToFloat(const at::Tensor& x, const at::Tensor& weight) {
+  return LinearTo(at::kFloat, x, weight);
 }
 
 at::Tensor LinearBackwardInput(const at::Tensor& dy, const at::Tensor& weight) {

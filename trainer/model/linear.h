@@ -1,9 +1,9 @@
 // A plain linear layer as one group of a grouped linear product, and a feed-forward of two of them.
 #pragma once
 
-#include <cstdint>
-
 #include <ATen/core/Tensor.h>
+
+#include <cstdint>
 
 #include "trainer/model/block.h"
 
@@ -11,6 +11,8 @@ namespace moesaic {
 
 // x [n, in], weight [out, in] -> x W^T [n, out], of the operands' type.
 at::Tensor Linear(const at::Tensor& x, const at::Tensor& weight);
+// The same in fp32, not rounded to the operands' type.
+at::Tensor LinearToFloat(const at::Tensor& x, const at::Tensor& weight);
 // dy [n, out] -> dy W [n, in].
 at::Tensor LinearBackwardInput(const at::Tensor& dy, const at::Tensor& weight);
 // Reports the leaf (id, use, micro-batch) dy^T x.

@@ -18,8 +18,8 @@ std::vector<int64_t> RoundIds(const MicroBatch& batch, int expert_size) {
   return batch.round_ids;
 }
 
-// Reproducible: a batch a segment that has rows (a leaf that nobody reports is zero). Fast: a batch an
-// expert, with or without rows, whose leaf bears the lowest micro-batch id of the round.
+// Reproducible: a batch a segment that has rows (a leaf that nobody reports is zero). Fast: a batch
+// an expert, with or without rows, whose leaf bears the lowest micro-batch id of the round.
 std::vector<ExpertBatch> BatchesOf(const DispatchPlan& plan, std::span<const int64_t> round_ids,
                                    bool reproducible) {
   std::vector<ExpertBatch> batches;
@@ -51,8 +51,8 @@ std::vector<LinearGroup> LeaseGroups(std::span<const ExpertBatch> batches, const
     if (batch.rows.rows == 0) continue;
     LinearGroup group{batch.rows.begin, batch.rows.rows, {}};
     // Batches are sorted by expert: its segments share one lease.
-    group.weight = batch.expert == leased ? groups.back().weight
-                                          : weights.Lease(pool[batch.expert].*which);
+    group.weight =
+        batch.expert == leased ? groups.back().weight : weights.Lease(pool[batch.expert].*which);
     leased = batch.expert;
     groups.push_back(std::move(group));
   }
@@ -109,8 +109,8 @@ DispatchPlan MoeLayer::Plan(const MicroBatch& batch, std::span<const int64_t> co
   const std::vector<int64_t> ids = RoundIds(batch, parallel_.mesh->expert_size());
   std::vector<int64_t> all(counts.begin(), counts.end());
   if (Exchanges()) all = parallel_.exchange->ShareCounts(counts);
-  return PlanDispatch({parallel_.mesh, parallel_.placement, parallel_.rank, pool_.owner_layer(),
-                       all, ids});
+  return PlanDispatch(
+      {parallel_.mesh, parallel_.placement, parallel_.rank, pool_.owner_layer(), all, ids});
 }
 
 at::Tensor MoeLayer::RunExperts(WeightSource& weights, Saved& saved) const {

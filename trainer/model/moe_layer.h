@@ -59,8 +59,8 @@ class MoeLayer {
     at::Tensor activation;  // [receive_rows, width]
     at::Tensor returned;    // [send_rows, hidden]: expert outputs in sorted order
     SwiGluLayer::Saved shared;
-    at::Tensor dlogits;     // from BackwardInput on
-    at::Tensor dexpert;     // [receive_rows, hidden]: gradient at the experts' outputs
+    at::Tensor dlogits;  // from BackwardInput on
+    at::Tensor dexpert;  // [receive_rows, hidden]: gradient at the experts' outputs
     at::Tensor dgate_up;
   };
 

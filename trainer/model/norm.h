@@ -1,9 +1,9 @@
 // The RMSNorm that stands before attention, feed-forward and head.
 #pragma once
 
-#include <cstdint>
-
 #include <ATen/core/Tensor.h>
+
+#include <cstdint>
 
 #include "trainer/model/block.h"
 

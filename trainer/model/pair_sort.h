@@ -1,11 +1,11 @@
-// The (token, slot) pairs of a routing sorted by expert, and by token within an expert: the order in
-// which rows leave for their experts.
+// The (token, slot) pairs of a routing sorted by expert, and by token within an expert: the order
+// in which rows leave for their experts.
 #pragma once
+
+#include <ATen/core/Tensor.h>
 
 #include <cstdint>
 #include <vector>
-
-#include <ATen/core/Tensor.h>
 
 namespace moesaic {
 

@@ -44,8 +44,8 @@ Transformer::Transformer(const TransformerInputs& in)
       positions_(in.positions > 0 ? in.positions : in.spec->model().sequence()) {
   const ModelSpec& model = in.spec->model();
   const ParameterCatalog& catalog = *in.catalog;
-  const auto rope = std::make_shared<const RopeTable>(
-      MakeRopeTable(positions_, head_width_, model.rope_base()));
+  const auto rope =
+      std::make_shared<const RopeTable>(MakeRopeTable(positions_, head_width_, model.rope_base()));
   const auto add = [this](auto block) {
     auto* raw = block.get();
     blocks_.push_back(std::move(block));
@@ -61,9 +61,8 @@ Transformer::Transformer(const TransformerInputs& in)
     if (catalog.IsMoe(layer)) ++moe_index;
   }
   const NormLayer norm(Need(catalog, "norm"), model.norm_epsilon());
-  head_ = add(model.tie_head()
-                  ? std::make_unique<HeadBlock>(norm, table, 1)
-                  : std::make_unique<HeadBlock>(norm, Need(catalog, "head"), 0));
+  head_ = add(model.tie_head() ? std::make_unique<HeadBlock>(norm, table, 1)
+                               : std::make_unique<HeadBlock>(norm, Need(catalog, "head"), 0));
 }
 
 std::unique_ptr<Block> Transformer::MakeFeedForward(const TransformerInputs& in, int layer,

@@ -15,8 +15,8 @@
 namespace moesaic {
 
 struct TransformerInputs {
-  const JobSpec* spec = nullptr;                // resolved and valid, with model.vocabulary
-  const ParameterCatalog* catalog = nullptr;    // of that job
+  const JobSpec* spec = nullptr;              // resolved and valid, with model.vocabulary
+  const ParameterCatalog* catalog = nullptr;  // of that job
   RecipePoint recipe;
   ExpertParallel parallel;
   int64_t positions = 0;  // longest sequence; 0: model.sequence

@@ -36,9 +36,9 @@ absl::Status ApplyPreset(JobSpec* spec) {
   if (!recipe->has_preset()) recipe->set_preset(kPresets[0].name);
   const Preset* preset = FindPreset(recipe->preset());
   if (preset == nullptr) {
-    return absl::InvalidArgumentError(absl::StrCat("recipe.preset: there is no preset \"",
-                                                   recipe->preset(), "\"; there are: ",
-                                                   absl::StrJoin(RecipePresets(), ", ")));
+    return absl::InvalidArgumentError(
+        absl::StrCat("recipe.preset: there is no preset \"", recipe->preset(),
+                     "\"; there are: ", absl::StrJoin(RecipePresets(), ", ")));
   }
   // Merging what was given over the preset lets every given field win, at any depth.
   RouterSpec router = preset->router();

@@ -127,8 +127,7 @@ INSTANTIATE_TEST_SUITE_P(
                 "job.yaml:3:11: model.layers: anchors are not allowed: write the value out"},
         Refusal{"Tag", "layers: 4", "layers: !!int 4",
                 "job.yaml:3:11: model.layers: the tag tag:yaml.org,2002:int is not allowed"},
-        Refusal{"AnchorAndAlias", "  layers: 4\n  hidden: 64",
-                "  layers: &n 4\n  hidden: *n",
+        Refusal{"AnchorAndAlias", "  layers: 4\n  hidden: 64", "  layers: &n 4\n  hidden: *n",
                 "job.yaml:3:11: model.layers: anchors are not allowed: write the value out\n"
                 "job.yaml:4:11: model.hidden: aliases are not allowed: write the value out"},
         Refusal{"UnclosedList", "[{path: corpus/train}]", "[{path: corpus/train}",
@@ -140,8 +139,7 @@ INSTANTIATE_TEST_SUITE_P(
 INSTANTIATE_TEST_SUITE_P(
     Rules, JobFileRefuses,
     ::testing::Values(
-        Refusal{"MissingField", "  hidden: 64\n", "",
-                "job.yaml:2:1: model.hidden: is required"},
+        Refusal{"MissingField", "  hidden: 64\n", "", "job.yaml:2:1: model.hidden: is required"},
         Refusal{"MissingMessage", "data: {train: [{path: corpus/train}]}\n", "",
                 "job.yaml:1:1: data: is required"},
         Refusal{"MissingFieldOfAnElement", "{path: corpus/train}", "{path: a}, {weight: 2}",

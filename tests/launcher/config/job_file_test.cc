@@ -24,15 +24,14 @@ LoadedJob Loaded(const char* part, const std::string& by) {
 }
 
 TEST(JobFile, BindsEveryKindOfValue) {
-  const JobSpec spec =
-      Loaded("name: small\n",
-             "name: small  # comment\n"
-             "recipe: {router: {score: sigmoid, weight: {renormalize: false}}}\n"
-             "health: {lease_ttl: 200ms, failure_window: '1h30m'}\n"
-             "run: {dir: \"no\"}\n"
-             "launch:\n"
-             "  backend: mpirun\n")
-          .spec;
+  const JobSpec spec = Loaded("name: small\n",
+                              "name: small  # comment\n"
+                              "recipe: {router: {score: sigmoid, weight: {renormalize: false}}}\n"
+                              "health: {lease_ttl: 200ms, failure_window: '1h30m'}\n"
+                              "run: {dir: \"no\"}\n"
+                              "launch:\n"
+                              "  backend: mpirun\n")
+                           .spec;
   EXPECT_EQ(spec.model().layers(), 4u);
   EXPECT_EQ(spec.recipe().router().score(), SIGMOID);
   EXPECT_FALSE(spec.recipe().router().weight().renormalize());
@@ -159,7 +158,8 @@ TEST(Set, RefusesWhatDoesNotFit) {
             "--set: train.stpes: unknown key \"stpes\"; did you mean steps?");
   EXPECT_EQ(problem("train.steps=x"), "--set: train.steps: expected a whole number, got \"x\"");
   EXPECT_EQ(problem("train.steps=0"), "--set: train.steps: must be at least 1, not 0");
-  EXPECT_EQ(problem("train.steps.more=1"), "--set: train.steps.more: train.steps is a single value");
+  EXPECT_EQ(problem("train.steps.more=1"),
+            "--set: train.steps.more: train.steps is a single value");
   EXPECT_EQ(problem("train.steps[0]=1"), "--set: train.steps[0]: train.steps is not a list");
   EXPECT_EQ(problem("data.train.path=x"),
             "--set: data.train.path: data.train is a list: write data.train[0]");
@@ -167,8 +167,7 @@ TEST(Set, RefusesWhatDoesNotFit) {
             "--set: data.train[3].path: has 1 elements, so the next index is 1, not 3");
   EXPECT_EQ(problem("data.train[x].path=x"),
             "--set: data.train[x].path: \"train[x]\" is not a key with an index such as train[0]");
-  EXPECT_EQ(problem("train.schedule={cosine"),
-            "--set: train.schedule: end of map flow not found");
+  EXPECT_EQ(problem("train.schedule={cosine"), "--set: train.schedule: end of map flow not found");
   EXPECT_EQ(problem("train.steps"), "--set train.steps: write it as --set key.path=value");
 }
 
@@ -245,11 +244,13 @@ TEST(Inputs, MustExistWhenAskedFor) {
       SmallJobWith("{path: corpus/train}", absl::StrCat("{path: ", folder.string(), "/tokens}")));
   EXPECT_EQ(ProblemsOf(sources), "");
   sources.check_inputs = true;
-  EXPECT_EQ(ProblemsOf(sources), absl::StrCat("job.yaml:9:23: data.train[0].path: there is no file ",
-                                              folder.string(), "/tokens.bin"));
+  EXPECT_EQ(ProblemsOf(sources),
+            absl::StrCat("job.yaml:9:23: data.train[0].path: there is no file ", folder.string(),
+                         "/tokens.bin"));
   std::ofstream(folder / "tokens.bin") << "x";
-  EXPECT_EQ(ProblemsOf(sources), absl::StrCat("job.yaml:9:23: data.train[0].path: there is no file ",
-                                              folder.string(), "/tokens.idx"));
+  EXPECT_EQ(ProblemsOf(sources),
+            absl::StrCat("job.yaml:9:23: data.train[0].path: there is no file ", folder.string(),
+                         "/tokens.idx"));
   std::ofstream(folder / "tokens.idx") << "x";
   EXPECT_EQ(ProblemsOf(sources), "");
   std::filesystem::remove_all(folder);

@@ -9,16 +9,16 @@
 namespace moesaic {
 
 inline constexpr char kSmallJob[] =
-    "name: small\n"                                                        // 1
-    "model:\n"                                                             // 2
-    "  layers: 4\n"                                                        // 3
-    "  hidden: 64\n"                                                       // 4
-    "  heads: 4\n"                                                         // 5
-    "  sequence: 32\n"                                                     // 6
-    "  vocabulary: 512\n"                                                  // 7
-    "  moe: {experts: 8, active: 2, expert_width: 96, pattern: all}\n"     // 8
-    "data: {train: [{path: corpus/train}]}\n"                              // 9
-    "train: {steps: 100, global_batch: 16, micro_batch: 4}\n";             // 10
+    "name: small\n"                                                     // 1
+    "model:\n"                                                          // 2
+    "  layers: 4\n"                                                     // 3
+    "  hidden: 64\n"                                                    // 4
+    "  heads: 4\n"                                                      // 5
+    "  sequence: 32\n"                                                  // 6
+    "  vocabulary: 512\n"                                               // 7
+    "  moe: {experts: 8, active: 2, expert_width: 96, pattern: all}\n"  // 8
+    "data: {train: [{path: corpus/train}]}\n"                           // 9
+    "train: {steps: 100, global_batch: 16, micro_batch: 4}\n";          // 10
 
 inline JobSources YamlSources(std::string text) {
   JobSources sources;

@@ -18,7 +18,8 @@ struct Outcome {
   std::string err;
 };
 
-Outcome Run(std::vector<std::string> arguments, std::map<std::string, std::string> environment = {}) {
+Outcome RunMoesaic(std::vector<std::string> arguments,
+                   std::map<std::string, std::string> environment = {}) {
   std::ostringstream out;
   std::ostringstream err;
   VerbContext context{.out = out,
@@ -33,7 +34,7 @@ Outcome Run(std::vector<std::string> arguments, std::map<std::string, std::strin
 TEST(Program, HelpIsSuccessOnStdout) {
   for (const std::vector<std::string>& arguments :
        {std::vector<std::string>{"--help"}, {"version", "--help"}, {"config", "check", "--help"}}) {
-    const Outcome outcome = Run(arguments);
+    const Outcome outcome = RunMoesaic(arguments);
     EXPECT_EQ(outcome.exit_code, kExitOk);
     EXPECT_THAT(outcome.out, HasSubstr("Usage: moesaic"));
     EXPECT_EQ(outcome.err, "");
@@ -41,30 +42,32 @@ TEST(Program, HelpIsSuccessOnStdout) {
 }
 
 TEST(Program, WrongCommandLinesAreUsageErrors) {
-  EXPECT_EQ(Run({}).exit_code, kExitUsage);
-  EXPECT_EQ(Run({"confg"}).exit_code, kExitUsage);
-  EXPECT_THAT(Run({"confg"}).err, HasSubstr("did you mean config?"));
-  EXPECT_EQ(Run({"config"}).exit_code, kExitUsage);
-  EXPECT_EQ(Run({"config", "check"}).exit_code, kExitUsage);
-  EXPECT_EQ(Run({"version", "--bulid"}).exit_code, kExitUsage);
-  EXPECT_EQ(Run({"config", "show", "-f", "configs/quickstart.yaml", "-o", "toml"}).exit_code,
+  EXPECT_EQ(RunMoesaic({}).exit_code, kExitUsage);
+  EXPECT_EQ(RunMoesaic({"confg"}).exit_code, kExitUsage);
+  EXPECT_THAT(RunMoesaic({"confg"}).err, HasSubstr("did you mean config?"));
+  EXPECT_EQ(RunMoesaic({"config"}).exit_code, kExitUsage);
+  EXPECT_EQ(RunMoesaic({"config", "check"}).exit_code, kExitUsage);
+  EXPECT_EQ(RunMoesaic({"version", "--bulid"}).exit_code, kExitUsage);
+  EXPECT_EQ(RunMoesaic({"config", "show", "-f", "configs/quickstart.yaml", "-o", "toml"}).exit_code,
             kExitUsage);
 }
 
 TEST(Version, NamesTheBuild) {
-  EXPECT_THAT(Run({"version"}).out, StartsWith("moesaic "));
-  EXPECT_THAT(Run({"version", "--build"}).out, HasSubstr("compiler "));
+  EXPECT_THAT(RunMoesaic({"version"}).out, StartsWith("moesaic "));
+  EXPECT_THAT(RunMoesaic({"version", "--build"}).out, HasSubstr("compiler "));
 }
 
 TEST(ConfigCheck, AcceptsAShippedFile) {
-  const Outcome outcome = Run({"config", "check", "-f", "configs/quickstart.yaml", "--no-inputs"});
+  const Outcome outcome =
+      RunMoesaic({"config", "check", "-f", "configs/quickstart.yaml", "--no-inputs"});
   EXPECT_EQ(outcome.exit_code, kExitOk);
   EXPECT_EQ(outcome.err, "configs/quickstart.yaml is a valid job file\n");
 }
 
 TEST(ConfigCheck, PrintsEveryProblemAndExits2) {
-  const Outcome outcome = Run({"config", "check", "-f", "configs/quickstart.yaml", "--no-inputs",
-                               "--set", "train.steps=0", "--set", "model.heads=3"});
+  const Outcome outcome =
+      RunMoesaic({"config", "check", "-f", "configs/quickstart.yaml", "--no-inputs", "--set",
+                  "train.steps=0", "--set", "model.heads=3"});
   EXPECT_EQ(outcome.exit_code, kExitUsage);
   EXPECT_EQ(outcome.err,
             "--set: train.steps: must be at least 1, not 0\n"
@@ -77,31 +80,31 @@ TEST(ConfigCheck, PrintsEveryProblemAndExits2) {
 }
 
 TEST(ConfigCheck, LooksForTheInputs) {
-  const Outcome outcome = Run({"config", "check", "-f", "configs/quickstart.yaml", "--set",
-                               "data.tokenizer=/nonexistent/bpe.model"});
+  const Outcome outcome = RunMoesaic({"config", "check", "-f", "configs/quickstart.yaml", "--set",
+                                      "data.tokenizer=/nonexistent/bpe.model"});
   EXPECT_EQ(outcome.exit_code, kExitUsage);
   EXPECT_THAT(outcome.err,
               HasSubstr("--set: data.tokenizer: there is no file /nonexistent/bpe.model\n"));
 }
 
 TEST(ConfigCheck, AMissingJobFileIsAUsageError) {
-  const Outcome outcome = Run({"config", "check", "-f", "nowhere.yaml"});
+  const Outcome outcome = RunMoesaic({"config", "check", "-f", "nowhere.yaml"});
   EXPECT_EQ(outcome.exit_code, kExitUsage);
   EXPECT_EQ(outcome.err, "moesaic: there is no job file nowhere.yaml\n");
 }
 
 TEST(ConfigShow, PrintsWhatWasGivenOrEverything) {
   const std::vector<std::string> show = {"config", "show", "-f", "configs/quickstart.yaml"};
-  const std::map<std::string, std::string> environment = {{"MOESAIC_TRAIN__STEPS", "7"}};
-  const Outcome given = Run(show, environment);
+  const std::map<std::string, std::string> environment = {{"MOESAIC_TRAIN__STEPS", "70"}};
+  const Outcome given = RunMoesaic(show, environment);
   EXPECT_EQ(given.exit_code, kExitOk);
-  EXPECT_THAT(given.out, HasSubstr("\n  steps: 7\n"));
+  EXPECT_THAT(given.out, HasSubstr("\n  steps: 70\n"));
   EXPECT_THAT(given.out, ::testing::Not(HasSubstr("lease_ttl: auto")));
   std::vector<std::string> resolved = show;
   resolved.push_back("--resolved");
-  EXPECT_THAT(Run(resolved, environment).out, HasSubstr("# MOESAIC_TRAIN__STEPS\n"));
+  EXPECT_THAT(RunMoesaic(resolved, environment).out, HasSubstr("# MOESAIC_TRAIN__STEPS\n"));
   resolved.insert(resolved.end(), {"-o", "json"});
-  EXPECT_THAT(Run(resolved).out, HasSubstr("\"renormalize\": true"));
+  EXPECT_THAT(RunMoesaic(resolved).out, HasSubstr("\"renormalize\": true"));
 }
 
 }  // namespace

@@ -4,6 +4,8 @@
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
+#include "parallel/expert/mkl_gemm.h"
+
 namespace moesaic {
 namespace {
 
@@ -74,6 +76,19 @@ TEST(GroupedLinear, ForwardAndBackwardInputMatchFloat64) {
   }
 }
 
+TEST(GroupedLinear, AFloatOutputOfBFloat16IsNotRounded) {
+  for (const Case& c : Cases()) {
+    const Problem p = MakeProblem({at::kBFloat16, c.rows, c.in, c.out});
+    at::Tensor y = at::empty({p.x.size(0), c.out}, at::kFloat);
+    GroupedLinear(p.x, p.groups, y);
+    for (const LinearGroup& g : p.groups) {
+      const at::Tensor want = at::mm(p.x.narrow(0, g.begin, g.rows).to(at::kDouble),
+                                     g.weight.to(at::kDouble).t());
+      ExpectClose(y.narrow(0, g.begin, g.rows), want, Tolerance(at::kFloat));
+    }
+  }
+}
+
 TEST(GroupedLinear, BackwardWeightIsFloat32AndAccumulates) {
   for (const Case& c : Cases()) {
     SCOPED_TRACE(testing::Message() << c.type << " in " << c.in << " out " << c.out);
@@ -133,6 +148,24 @@ TEST(GroupedLinear, BitsOfAGroupDependOnItsOperandsOnly) {
       EXPECT_TRUE(at::equal(dx1.narrow(0, 1, g.rows), dx.narrow(0, g.begin, g.rows)));
       EXPECT_TRUE(at::equal(one_gradient[0].gradient, gradients[i].gradient));
     }
+  }
+}
+
+// The way of CPUs with tiles, which any CPU can go.
+TEST(MklGemm, AgreesWithGemm) {
+  const int64_t m = 45, n = 70, k = 33;
+  at::Tensor a = at::randn({m, k}).to(at::kBFloat16), b = at::randn({k, n}).to(at::kBFloat16);
+  at::Tensor a_t = a.t().contiguous(), b_t = b.t().contiguous();
+  auto data = [](const at::Tensor& t) { return static_cast<Bf16*>(t.data_ptr()); };
+  const at::Tensor want = at::mm(a.to(at::kDouble), b.to(at::kDouble));
+  for (bool transposed : {false, true}) {
+    const MatrixRef<Bf16> ra = transposed ? MatrixRef<Bf16>{data(a_t), 1, m} : MatrixRef<Bf16>{data(a), k, 1};
+    const MatrixRef<Bf16> rb = transposed ? MatrixRef<Bf16>{data(b_t), 1, k} : MatrixRef<Bf16>{data(b), n, 1};
+    at::Tensor c = at::ones({m, n}), narrow = at::empty({m, n}, at::kBFloat16);
+    MklGemm({m, n, k}, ra, rb, GemmResult<float>{c.data_ptr<float>(), n, true});
+    ExpectClose(c, want + 1, 2e-6);
+    MklGemm({m, n, k}, ra, rb, GemmResult<Bf16>{data(narrow), n});
+    ExpectClose(narrow, want, Tolerance(at::kBFloat16));
   }
 }
 

@@ -105,7 +105,8 @@ TEST(Gemm, EveryLevelIsExactOnEveryLayoutAndTail) {
   for (const Level& level : Levels()) {
     SCOPED_TRACE(CpuLevelName(level.needs));
     for (GemmShape s : {GemmShape{1, 1, 1}, {2, 3, 4}, {13, 17, 5}, {14, 32, 16}, {15, 33, 17},
-                        {29, 48, 31}, {30, 49, 33}, {43, 100, 64}, {5, 31, 0}, {70, 16, 75}}) {
+                        {29, 48, 31}, {30, 49, 33}, {43, 100, 64}, {5, 31, 0}, {70, 16, 75}, {31, 33, 1100},
+                        {230, 20, 515}}) {
       for (int layout = 0; layout < 4; ++layout) {
         ExpectExact<float>(*level.table, s, layout & 1, layout & 2);
         ExpectExact<Bf16>(*level.table, s, layout & 1, layout & 2);

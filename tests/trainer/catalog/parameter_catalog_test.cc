@@ -1,7 +1,7 @@
 #include "trainer/catalog/parameter_catalog.h"
 
-#include <google/protobuf/text_format.h>
 #include <gmock/gmock.h>
+#include <google/protobuf/text_format.h>
 #include <gtest/gtest.h>
 
 #include <cmath>

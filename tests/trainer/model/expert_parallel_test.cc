@@ -32,7 +32,9 @@ struct StepResult {
 class Step {
  public:
   Step(const JobSpec& spec, int64_t micro_batches, bool reproducible)
-      : spec_(spec), catalog_(CatalogOf(spec)), weights_(RandomWeights(catalog_, 5)),
+      : spec_(spec),
+        catalog_(CatalogOf(spec)),
+        weights_(RandomWeights(catalog_, 5)),
         micro_batches_(micro_batches) {
     options_.reproducible = reproducible;
     options_.loss_scale = 1.0 / 31;
@@ -191,8 +193,7 @@ TEST(ExpertParallel, RanksReportWhatTheyHold) {
 // A placement that is neither even nor in order, with one expert on two ranks of a group.
 TEST(ExpertParallel, C3AnyPlacementGivesTheSame) {
   const Mesh mesh = Mesh::Flat(3, 3);
-  const auto placement =
-      ExpertPlacement::Create(mesh, 4, {{}, {{2}, {0, 2}, {2}, {1}, {2}}});
+  const auto placement = ExpertPlacement::Create(mesh, 4, {{}, {{2}, {0, 2}, {2}, {1}, {2}}});
   ASSERT_TRUE(placement.ok()) << placement.status();
   for (const bool reproducible : {false, true}) {
     Step step(SmallJob(), 5, reproducible);

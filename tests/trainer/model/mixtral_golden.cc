@@ -43,8 +43,8 @@ std::map<std::string, at::Tensor> ReadGolden(const std::string& name) {
     TORCH_CHECK(stored.element == ELEMENT_F32 || stored.element == ELEMENT_I64, stored.name);
     at::Tensor tensor = at::empty(std::vector<int64_t>(stored.shape.begin(), stored.shape.end()),
                                   stored.element == ELEMENT_F32 ? at::kFloat : at::kLong);
-    const absl::Status read = (*file)->ReadAt(
-        stored.begin, {static_cast<std::byte*>(tensor.data_ptr()), stored.bytes});
+    const absl::Status read =
+        (*file)->ReadAt(stored.begin, {static_cast<std::byte*>(tensor.data_ptr()), stored.bytes});
     TORCH_CHECK(read.ok(), read.ToString());
     tensors[stored.name] = tensor;
   }
@@ -56,7 +56,8 @@ JobSpec GoldenJob() {
     model { layers: 2 hidden: 32 heads: 4 kv_heads: 2 sequence: 16 vocabulary: 64
             rope_base: 10000 norm_epsilon: 1e-5
             moe { experts: 4 active: 2 expert_width: 48 pattern { every: 1 first: 0 } } }
-    recipe { router { balance { coefficient: 0 } } })");
+    recipe { router { balance { coefficient: 0 } } }
+    train { optimizer { adamw { lr: 3e-3 } } })");
 }
 
 std::vector<at::Tensor> FromHuggingFace(const ParameterCatalog& catalog,

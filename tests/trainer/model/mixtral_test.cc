@@ -6,6 +6,7 @@
 #include "tests/trainer/model/model_fixture.h"
 #include "trainer/model/decode.h"
 #include "trainer/model/feed_forward.h"
+#include "trainer/optim/optimizer.h"
 
 namespace moesaic {
 namespace {
@@ -78,6 +79,38 @@ TEST_F(MixtralGolden, LogitsOfEveryPosition) {
   for (int64_t t = 0; t < batch_.length; ++t) {
     const at::Tensor logits = decoder.Append(tokens.narrow(1, t, 1));
     EXPECT_LT(RelativeError(logits, golden_.at("logits").select(1, t)), kTolerance) << t;
+  }
+}
+
+// The curve of AdamW, gradients and updates together, over the golden batches.
+TEST_F(MixtralGolden, TrainingCurve) {
+  const ParameterCatalog& catalog = model_.catalog();
+  const JobSpec job = GoldenJob();
+  const Mesh mesh = Mesh::Flat(1, 1);
+  const auto placement = ExpertPlacement::Even(mesh, ExpertsByLayer(catalog));
+  ParameterStore store(catalog, mesh, placement, {});
+  for (ParameterId id = 0; id < catalog.size(); ++id) {
+    store.master(id).copy_(weights_.Lease(id));
+    store.RefreshCompute(id);
+  }
+  const auto optimizer = MakeOptimizer(job.train().optimizer());
+  const at::Tensor expected = golden_.at("curve.loss");
+  for (int64_t step = 0; step < expected.size(0); ++step) {
+    const MicroBatch batch =
+        BatchOf(golden_.at("curve.tokens")[step], golden_.at("curve.targets")[step]);
+    PassOptions options;
+    options.loss_scale = 1.0 / batch.targets.ge(0).sum().item<double>();
+    TransformerPass pass(model_.transformer(), batch, options, store);
+    LeafSink sink(catalog);
+    pass.RunForward();
+    pass.RunBackward(sink);
+    const double loss = expected[step].item<double>();
+    EXPECT_NEAR(pass.scalars().loss_sum * options.loss_scale, loss, kTolerance * loss) << step;
+    UpdateScalars scalars;
+    scalars.update = static_cast<uint64_t>(step + 1);
+    for (ParameterId id = 0; id < catalog.size(); ++id) {
+      optimizer->Update(catalog[id], id, sink.Sum(id), scalars, store);
+    }
   }
 }
 

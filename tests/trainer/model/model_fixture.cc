@@ -32,7 +32,10 @@ std::vector<at::Tensor> RandomWeights(const ParameterCatalog& catalog, uint64_t 
     const bool is_norm = parameter.kind == ParameterKind::kNorm;
     const bool is_router = parameter.kind == ParameterKind::kRouter;
     RandomStream(seed, "test", parameter.name)
-        .FillNormal(0, is_norm ? 0.2 : is_router ? 0.6 : 0.25,
+        .FillNormal(0,
+                    is_norm     ? 0.2
+                    : is_router ? 0.6
+                                : 0.25,
                     {w.data_ptr<float>(), static_cast<size_t>(w.numel())});
     weights.push_back(is_norm ? w.add_(1) : w);
   }
@@ -87,8 +90,7 @@ MicroBatch RandomMicroBatch(const JobSpec& spec, int64_t id, int64_t sequences, 
   batch.targets = at::empty({tokens}, at::kLong);
   const double vocabulary = spec.model().vocabulary();
   for (int64_t t = 0; t < tokens; ++t) {
-    batch.tokens.data_ptr<int64_t>()[t] =
-        static_cast<int64_t>(vocabulary * stream.Uniform(3 * t));
+    batch.tokens.data_ptr<int64_t>()[t] = static_cast<int64_t>(vocabulary * stream.Uniform(3 * t));
     batch.targets.data_ptr<int64_t>()[t] =
         stream.Uniform(3 * t + 1) < 0.125
             ? -1

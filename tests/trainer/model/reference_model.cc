@@ -24,15 +24,13 @@ class Reference {
       const std::string prefix = absl::StrCat("layers.", layer, ".");
       h = h + AttentionOf(Norm(h, W(prefix + "attention_norm")), prefix);
       const at::Tensor x = Norm(h, W(prefix + "feed_forward_norm"));
-      h = h + (catalog_.IsMoe(layer) ? Moe(x, prefix + "moe.")
-                                     : FeedForward(x, prefix + "dense."));
+      h = h + (catalog_.IsMoe(layer) ? Moe(x, prefix + "moe.") : FeedForward(x, prefix + "dense."));
     }
     const at::Tensor head = model_.tie_head() ? W("embedding") : W("head");
     const at::Tensor logits = at::matmul(Norm(h, W("norm")), head.t());
     const at::Tensor wanted = batch_.targets.ge(0);
-    const at::Tensor each = -at::log_softmax(logits, 1)
-                                 .gather(1, batch_.targets.clamp_min(0).unsqueeze(1))
-                                 .squeeze(1);
+    const at::Tensor each =
+        -at::log_softmax(logits, 1).gather(1, batch_.targets.clamp_min(0).unsqueeze(1)).squeeze(1);
     const at::Tensor loss = (each * wanted).sum();
     (loss * options_.loss_scale + aux_ * options_.aux_scale).backward();
 
@@ -80,7 +78,8 @@ class Reference {
     const at::Tensor v = qkv.narrow(1, heads + kv, kv).repeat_interleave(heads / kv, 1);
     at::Tensor scores = at::matmul(q, k.transpose(2, 3)) / std::sqrt(static_cast<double>(width));
     const at::Tensor position = at::arange(length, at::kLong);
-    at::Tensor hidden = position.unsqueeze(0).gt(position.unsqueeze(1)).view({1, 1, length, length});
+    at::Tensor hidden =
+        position.unsqueeze(0).gt(position.unsqueeze(1)).view({1, 1, length, length});
     if (batch_.document_starts.defined()) {
       const at::Tensor starts =
           batch_.document_starts.to(at::kLong).view({batch_.sequences, 1, length, 1});

@@ -1,5 +1,5 @@
-// The same model written a second time, with ATen operators in double and LibTorch's autograd, every
-// expert run on every token: slow, plain, and sharing no code with trainer/model.
+// The same model written a second time, with ATen operators in double and LibTorch's autograd,
+// every expert run on every token: slow, plain, and sharing no code with trainer/model.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -15,9 +15,9 @@ struct ReferenceResult {
   double loss_sum = 0;
   double aux_loss = 0;
   int64_t dropped = 0;
-  at::Tensor logits;                          // [tokens, vocabulary]
-  std::vector<at::Tensor> gradients;          // by parameter id, of loss and aux with their scales
-  std::vector<std::vector<int64_t>> counts;   // by MoE layer
+  at::Tensor logits;                         // [tokens, vocabulary]
+  std::vector<at::Tensor> gradients;         // by parameter id, of loss and aux with their scales
+  std::vector<std::vector<int64_t>> counts;  // by MoE layer
 };
 
 ReferenceResult RunReference(const JobSpec& spec, const ParameterCatalog& catalog,

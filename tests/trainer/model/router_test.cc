@@ -29,7 +29,7 @@ at::Tensor RandomLogits(int64_t tokens, int64_t experts, uint64_t seed = 1) {
 }
 
 TEST(Select, TiesGoToTheLowestExpert) {
-  const at::Tensor scores = at::tensor({0.2f, 0.5f, 0.5f, 0.2f, 0.5f,   //
+  const at::Tensor scores = at::tensor({0.2f, 0.5f, 0.5f, 0.2f, 0.5f,  //
                                         0.1f, 0.1f, 0.1f, 0.1f, 0.1f})
                                 .view({2, 5});
   const at::Tensor selected = SelectTopK(scores, 4);
@@ -46,8 +46,7 @@ TEST(Select, EveryExpertOnceWhenAllAreActive) {
 
 // A diverged model must fail by its loss, not by an index out of range.
 TEST(Select, NotANumberStillSelectsDistinctExperts) {
-  const at::Tensor scores =
-      at::full({1, 4}, std::numeric_limits<float>::quiet_NaN(), at::kFloat);
+  const at::Tensor scores = at::full({1, 4}, std::numeric_limits<float>::quiet_NaN(), at::kFloat);
   EXPECT_THAT(Row(SelectTopK(scores, 3), 0), ::testing::UnorderedElementsAre(0, 1, 2));
 }
 
@@ -80,8 +79,8 @@ TEST(Weight, SoftmaxThenTopKRenormalisedIsSoftmaxOverTheChosenLogits) {
 TEST(Balance, EqualsAlphaWhenProbabilitiesAreUniform) {
   const Router router(Rule("recipe { router { balance { coefficient: 0.3 } } }"), 8, 2);
   EXPECT_NEAR(router.Route(at::zeros({10, 8}), false).aux_loss, 0.3, 1e-7);
-  const Router sigmoid(
-      Rule("recipe { router { score: SIGMOID balance { coefficient: 0.3 } } }"), 8, 2);
+  const Router sigmoid(Rule("recipe { router { score: SIGMOID balance { coefficient: 0.3 } } }"), 8,
+                       2);
   EXPECT_NEAR(sigmoid.Route(at::full({10, 8}, 1.5), false).aux_loss, 0.3, 1e-7);
 }
 
@@ -117,8 +116,7 @@ TEST(Balance, CountsAreTakenBeforeAnyDrop) {
 }
 
 TEST(Balance, ZLossIsTheMeanSquareOfLogSumExp) {
-  const Router router(
-      Rule("recipe { router { balance { coefficient: 0 z_loss: 0.5 } } }"), 4, 2);
+  const Router router(Rule("recipe { router { balance { coefficient: 0 z_loss: 0.5 } } }"), 4, 2);
   const at::Tensor logits = RandomLogits(9, 4);
   EXPECT_NEAR(router.Route(logits, false).aux_loss,
               0.5 * at::logsumexp(logits.to(at::kDouble), {1}).square().mean().item<double>(),

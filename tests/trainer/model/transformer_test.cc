@@ -65,8 +65,7 @@ TEST_P(TransformerCase, LossAndEveryGradientEqualAutograd) {
 INSTANTIATE_TEST_SUITE_P(
     Parts, TransformerCase,
     ::testing::Values(
-        Case{"Plain", ""}, Case{"Documents", "", true},
-        Case{"Tied", "model { tie_head: true }"},
+        Case{"Plain", ""}, Case{"Documents", "", true}, Case{"Tied", "model { tie_head: true }"},
         Case{"Shared", "model { moe { shared_width: 6 } }"},
         Case{"AllMoe", "model { moe { pattern { every: 1 first: 0 } } }"},
         Case{"MultiHead", "model { kv_heads: 4 head_width: 6 }"},
@@ -100,14 +99,16 @@ TEST(Transformer, DenseOnly) {
   pass.RunBackward(sink);
   EXPECT_NEAR(pass.scalars().loss_sum, expected.loss_sum, 1e-4 * expected.loss_sum);
   for (ParameterId id = 0; id < model.catalog().size(); ++id) {
-    EXPECT_LT(RelativeError(sink.Sum(id), expected.gradients[id]), 1e-4) << model.catalog()[id].name;
+    EXPECT_LT(RelativeError(sink.Sum(id), expected.gradients[id]), 1e-4)
+        << model.catalog()[id].name;
   }
 }
 
 // The head works through its rows in chunks; a vocabulary this large needs two of them.
 TEST(Transformer, AHeadOfSeveralChunks) {
-  const JobSpec spec = SmallJob("model { vocabulary: 150000 sequence: 32 hidden: 8 heads: 1 kv_heads: 1 "
-                                "head_width: 8 layers: 1 moe { pattern { first: 0 } } }");
+  const JobSpec spec = SmallJob(
+      "model { vocabulary: 150000 sequence: 32 hidden: 8 heads: 1 kv_heads: 1 "
+      "head_width: 8 layers: 1 moe { pattern { first: 0 } } }");
   const SingleRankModel model(spec);
   const auto weights = RandomWeights(model.catalog(), 5);
   const MicroBatch batch = RandomMicroBatch(spec, 0, 2);

@@ -159,7 +159,11 @@ absl::StatusOr<std::vector<uint64_t>> ListSteps(const Folder& root) {
 absl::StatusOr<StepFolder> OpenCheckpoint(FileSystem* files, const std::string& path) {
   absl::StatusOr<std::unique_ptr<Folder>> folder = files->OpenFolder(path);
   if (!folder.ok()) return folder.status();
-  if ((*folder)->Open(kManifestName).ok()) return StepFolder{path, *std::move(folder)};
+  const std::string plain = path.substr(0, path.find_last_not_of('/') + 1);
+  if (ParseStepFolderName(plain.substr(plain.rfind('/') + 1)) ||
+      (*folder)->Open(kManifestName).ok()) {
+    return StepFolder{path, *std::move(folder)};
+  }
   absl::StatusOr<std::vector<uint64_t>> steps = ListSteps(**folder);
   if (!steps.ok()) return steps.status();
   if (steps->empty()) {

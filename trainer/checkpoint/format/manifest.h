@@ -47,8 +47,8 @@ struct StepFolder {
   std::unique_ptr<Folder> folder;
 };
 
-// `path` is a step folder (it has a manifest) or a root, of which the newest step is taken. NotFound
-// when it is neither, or a root without steps.
+// `path` is a step folder (by its name, or because it has a manifest) or a root, of which the newest
+// step is taken. NotFound when it is neither, or a root without steps.
 absl::StatusOr<StepFolder> OpenCheckpoint(FileSystem* files, const std::string& path);
 
 // "master", "adam_m", "adam_v", "buffer"; "?" for an unknown kind.

@@ -107,5 +107,6 @@ inline const RowKernels<Bf16>& ActiveRowKernelsOf<Bf16>() {
 extern const RowKernelTable kRowKernelsGeneric;
 extern const RowKernelTable kRowKernelsAvx2;
 extern const RowKernelTable kRowKernelsAvx512;
+extern const RowKernelTable kRowKernelsAvx512Bf16;
 
 }  // namespace moesaic

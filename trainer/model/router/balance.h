@@ -7,10 +7,10 @@
 //   z-loss:   c * mean over tokens of logsumexp(logits)^2           (Zoph et al., "ST-MoE", 2022)
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <span>
-
-#include <ATen/core/Tensor.h>
 
 #include "proto/job.pb.h"
 #include "trainer/model/router/score.h"
@@ -20,10 +20,10 @@ namespace moesaic {
 struct BalanceInputs {
   const BalanceSpec* rule = nullptr;
   const ScoreKind* score = nullptr;
-  at::Tensor logits;                  // fp32 [T, E]
-  at::Tensor scores;                  // fp32 [T, E]
-  std::span<const int64_t> counts;    // by expert, before any drop
-  int64_t active = 0;                 // K
+  at::Tensor logits;                // fp32 [T, E]
+  at::Tensor scores;                // fp32 [T, E]
+  std::span<const int64_t> counts;  // by expert, before any drop
+  int64_t active = 0;               // K
 };
 
 // The loss; 0 when T is 0. Sums run in token order, in double.

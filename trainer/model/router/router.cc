@@ -25,13 +25,13 @@ Routing Router::Route(const at::Tensor& logits, bool dropless) const {
   routing.selected = SelectTopK(routing.scores, active_);
   routing.counts = CountByExpert(routing.selected, experts_);
   routing.weight = SelectedWeights(rule_.weight(), routing.scores, routing.selected);
-  routing.aux_loss = BalanceLoss(
-      {&rule_.balance(), &score_, logits, routing.scores, routing.counts, active_});
+  routing.aux_loss =
+      BalanceLoss({&rule_.balance(), &score_, logits, routing.scores, routing.counts, active_});
   routing.expert = routing.selected;
   if (rule_.select().has_capacity_factor() && !dropless) {
     routing.expert = routing.selected.clone();
-    const int64_t capacity = ExpertCapacity(rule_.select().capacity_factor(), logits.size(0),
-                                            active_, experts_);
+    const int64_t capacity =
+        ExpertCapacity(rule_.select().capacity_factor(), logits.size(0), active_, experts_);
     routing.dropped = DropBeyondCapacity(capacity, experts_, routing.expert);
   }
   return routing;

@@ -1,11 +1,11 @@
-// Router: logits -> Routing, by four orthogonal parts: score, select, weight, balance. All fp32, over
-// one logical micro-batch, whatever precision and layout the model runs in. Gradient flows through
-// the weights and the auxiliary losses; what was selected and counted is a constant.
+// Router: logits -> Routing, by four orthogonal parts: score, select, weight, balance. All fp32,
+// over one logical micro-batch, whatever precision and layout the model runs in. Gradient flows
+// through the weights and the auxiliary losses; what was selected and counted is a constant.
 #pragma once
 
-#include <cstdint>
-
 #include <ATen/core/Tensor.h>
+
+#include <cstdint>
 
 #include "proto/job.pb.h"
 #include "trainer/model/router/routing.h"

@@ -1,17 +1,18 @@
 // Routing: what a router decided for the tokens of one logical micro-batch.
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <vector>
-
-#include <ATen/core/Tensor.h>
 
 namespace moesaic {
 
 // n tokens, E experts, at most K experts a token. Everything is fp32 or int64 on the CPU.
 struct Routing {
   // Triples (token, expert, weight): slot k of token t goes to expert[t, k] with weight[t, k]. -1:
-  // the token uses fewer experts (fan-out may vary), or the pair was dropped; its weight is ignored.
+  // the token uses fewer experts (fan-out may vary), or the pair was dropped; its weight is
+  // ignored.
   at::Tensor expert;  // int64 [n, K]
   at::Tensor weight;  // fp32 [n, K]
 

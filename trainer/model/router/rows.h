@@ -2,10 +2,10 @@
 // alone, so threads do not change bits.
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <span>
-
-#include <ATen/core/Tensor.h>
 
 #include "parallel/expert/parallel_for.h"
 

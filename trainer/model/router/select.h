@@ -1,10 +1,10 @@
 // select: scores -> the experts of each token.
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <vector>
-
-#include <ATen/core/Tensor.h>
 
 namespace moesaic {
 

