@@ -54,7 +54,8 @@ class RunningAgent : public Agent {
   }
 
  private:
-  // ---- The session. ------------------------------------------------------------------------------
+  // ---- The session.
+  // ------------------------------------------------------------------------------
 
   void KeepSession() {
     while (true) {
@@ -141,11 +142,20 @@ class RunningAgent : public Agent {
         running_ = command.start();
         starting_ = true;
         break;
-      case AgentCommand::kKill: Kill(command.kill()); break;
-      case AgentCommand::kPersist: persist_.push_back(command.persist()); break;
-      case AgentCommand::kForget: forget_.push_back(command.forget().job()); break;
-      case AgentCommand::kWelcome: LogDebug("agent {} is registered", options_.name); break;
-      case AgentCommand::KIND_NOT_SET: break;
+      case AgentCommand::kKill:
+        Kill(command.kill());
+        break;
+      case AgentCommand::kPersist:
+        persist_.push_back(command.persist());
+        break;
+      case AgentCommand::kForget:
+        forget_.push_back(command.forget().job());
+        break;
+      case AgentCommand::kWelcome:
+        LogDebug("agent {} is registered", options_.name);
+        break;
+      case AgentCommand::KIND_NOT_SET:
+        break;
     }
     changed_.NotifyAll();
   }
@@ -159,7 +169,8 @@ class RunningAgent : public Agent {
     }
   }
 
-  // ---- Generations: one at a time, all from one thread, with which they die. ---------------------
+  // ---- Generations: one at a time, all from one thread, with which they die.
+  // ---------------------
 
   static GenerationEnded Ended(const std::string& job, uint64_t generation,
                                const MpiRunResult& result) {
@@ -253,7 +264,8 @@ class RunningAgent : public Agent {
     while (killed_ == 0 && !stopping_) changed_.Wait(&mutex_);
   }
 
-  // ---- Snapshots. --------------------------------------------------------------------------------
+  // ---- Snapshots.
+  // --------------------------------------------------------------------------------
 
   void PersistSnapshots() {
     while (true) {

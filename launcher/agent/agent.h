@@ -18,7 +18,7 @@ struct AgentOptions {
   uint32_t cores = 1;
   std::string host = "localhost";
   std::string version;
-  std::string worker;       // path of moesaic-worker
+  std::string worker;  // path of moesaic-worker
   std::string mpirun = "mpirun";
   std::string shared_memory = "/dev/shm";
   std::map<std::string, std::string> environment;

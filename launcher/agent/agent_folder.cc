@@ -22,7 +22,8 @@ std::string Prefix() { return fmt::format("moesaic-{}-", getuid()); }
 
 // -1 when another process holds it.
 int LockFolder(const std::string& path) {
-  const int fd = open((path + "/" + kLockName).c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+  const int fd =
+      open((path + "/" + kLockName).c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
   if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0) return fd;
   if (fd >= 0) close(fd);
   return -1;
@@ -34,7 +35,8 @@ void SweepDead(const std::string& parent) {
     const std::string path = entry.path().string();
     struct stat info;
     if (entry.path().filename().string().rfind(Prefix(), 0) != 0) continue;
-    if (lstat(path.c_str(), &info) != 0 || !S_ISDIR(info.st_mode) || info.st_uid != getuid()) continue;
+    if (lstat(path.c_str(), &info) != 0 || !S_ISDIR(info.st_mode) || info.st_uid != getuid())
+      continue;
     const int lock = LockFolder(path);
     if (lock < 0) continue;
     LogInfo("removing {}, left by an agent that died", path);
@@ -49,10 +51,12 @@ absl::StatusOr<std::unique_ptr<AgentFolder>> AgentFolder::Create(const std::stri
   SweepDead(parent);
   std::string path = parent + "/" + Prefix() + "XXXXXX";
   if (mkdtemp(path.data()) == nullptr) {
-    return absl::InternalError(fmt::format("cannot make a folder in {}: {}", parent, strerror(errno)));
+    return absl::InternalError(
+        fmt::format("cannot make a folder in {}: {}", parent, strerror(errno)));
   }
   const int lock = LockFolder(path);
-  if (lock < 0) return absl::InternalError(fmt::format("cannot lock {}: {}", path, strerror(errno)));
+  if (lock < 0)
+    return absl::InternalError(fmt::format("cannot lock {}: {}", path, strerror(errno)));
   return std::unique_ptr<AgentFolder>(new AgentFolder(std::move(path), lock));
 }
 

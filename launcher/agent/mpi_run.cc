@@ -104,9 +104,14 @@ std::map<std::string, std::string> MpiRun::Environment() const {
 
 std::vector<std::string> MpiRun::Arguments() const {
   const StartGeneration& start = options_.start;
-  std::vector<std::string> arguments = {options_.mpirun, "-np", std::to_string(start.ranks()),
-                                        "--hostfile", options_.folder + "/hosts",
-                                        "--bind-to", "none", "--tag-output"};
+  std::vector<std::string> arguments = {options_.mpirun,
+                                        "-np",
+                                        std::to_string(start.ranks()),
+                                        "--hostfile",
+                                        options_.folder + "/hosts",
+                                        "--bind-to",
+                                        "none",
+                                        "--tag-output"};
   const auto mca = [&](const std::string& name, const std::string& value) {
     arguments.insert(arguments.end(), {"--mca", name, value});
   };
@@ -212,14 +217,15 @@ MpiRunResult MpiRun::Watch(pid_t child, int output) {
   if (WIFEXITED(wait_status)) {
     result.exit_code = WEXITSTATUS(wait_status);
     if (result.exit_code != 0 && result.first_failure.empty()) {
-      result.first_failure = fmt::format("mpirun exited with code {}; see {}/logs/generation-{}/mpirun.log",
-                                         result.exit_code, start.run_dir(), start.generation());
+      result.first_failure =
+          fmt::format("mpirun exited with code {}; see {}/logs/generation-{}/mpirun.log",
+                      result.exit_code, start.run_dir(), start.generation());
     }
   } else {
     result.exit_code = 128 + WTERMSIG(wait_status);
     if (result.first_failure.empty()) {
-      result.first_failure = fmt::format("mpirun was killed by signal {} ({})", WTERMSIG(wait_status),
-                                         strsignal(WTERMSIG(wait_status)));
+      result.first_failure = fmt::format("mpirun was killed by signal {} ({})",
+                                         WTERMSIG(wait_status), strsignal(WTERMSIG(wait_status)));
     }
   }
   return result;

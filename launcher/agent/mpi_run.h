@@ -14,17 +14,19 @@ namespace moesaic {
 
 struct MpiRunOptions {
   StartGeneration start;
-  std::string coordinator;      // host:port
+  std::string coordinator;  // host:port
   std::string mpirun = "mpirun";
-  std::string worker;           // path of the program
-  std::string folder;           // temporary files of the generation; in tmpfs
-  std::string run_id;           // marks its processes
-  uint32_t slots = 1;           // of this host
-  std::map<std::string, std::string> environment;  // of this process; only an allow-list is passed on
+  std::string worker;  // path of the program
+  std::string folder;  // temporary files of the generation; in tmpfs
+  std::string run_id;  // marks its processes
+  uint32_t slots = 1;  // of this host
+  std::map<std::string, std::string>
+      environment;  // of this process; only an allow-list is passed on
 };
 
 struct MpiRunResult {
-  int exit_code = 0;  // the first failing rank's; 128 + signal; 127: mpirun or the worker is missing
+  int exit_code =
+      0;  // the first failing rank's; 128 + signal; 127: mpirun or the worker is missing
   std::string first_failure;
   bool clean = true;  // no process is left
 };
@@ -33,8 +35,8 @@ class MpiRun {
  public:
   explicit MpiRun(MpiRunOptions options) : options_(std::move(options)) {}
 
-  // Returns when all is over. mpirun dies with the calling thread (PR_SET_PDEATHSIG), so that thread
-  // must not end before.
+  // Returns when all is over. mpirun dies with the calling thread (PR_SET_PDEATHSIG), so that
+  // thread must not end before.
   MpiRunResult Run();
   // Thread-safe. now: SIGKILL; otherwise SIGTERM, and SIGKILL when that does not help.
   void Kill(bool now) { kill_.store(now ? 2 : (kill_.load() == 2 ? 2 : 1)); }

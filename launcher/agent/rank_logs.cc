@@ -19,7 +19,8 @@ constexpr int kMpirun = -1;
 absl::Status RankLogs::Open() {
   std::error_code error;
   std::filesystem::create_directories(folder_, error);
-  if (error) return absl::InternalError(fmt::format("cannot make {}: {}", folder_, error.message()));
+  if (error)
+    return absl::InternalError(fmt::format("cannot make {}: {}", folder_, error.message()));
   return absl::OkStatus();
 }
 
@@ -51,8 +52,9 @@ void RankLogs::TakeLine(const std::string& line) {
   }
   std::ofstream& file = files_[rank];
   if (!file.is_open()) {
-    file.open(rank == kMpirun ? folder_ + "/mpirun.log" : fmt::format("{}/rank-{}.log", folder_, rank),
-              std::ios::app);
+    file.open(
+        rank == kMpirun ? folder_ + "/mpirun.log" : fmt::format("{}/rank-{}.log", folder_, rank),
+        std::ios::app);
   }
   file << text << '\n' << std::flush;
   if (text.empty()) return;
@@ -62,7 +64,8 @@ void RankLogs::TakeLine(const std::string& line) {
 }
 
 void RankLogs::TakeMpirunLine(const std::string& line) {
-  static const std::regex signalled(R"(process rank (\d+) with PID \d+ on node \S+ exited on signal (.+?)\.?$)");
+  static const std::regex signalled(
+      R"(process rank (\d+) with PID \d+ on node \S+ exited on signal (.+?)\.?$)");
   static const std::regex improper(R"(due to process rank (\d+) with PID \d+ on)");
   static const std::regex named(R"(^\s*Process name: \[\[\d+,\d+\],(\d+)\])");
   static const std::regex code(R"(^\s*Exit code:\s+(\d+))");

@@ -120,7 +120,8 @@ class LocalRun : public EmbeddedRun {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<EmbeddedRun>> EmbeddedRun::Start(EmbeddedRunOptions options) {
-  if (const absl::Status status = CheckHost(options.spec, options.cores); !status.ok()) return status;
+  if (const absl::Status status = CheckHost(options.spec, options.cores); !status.ok())
+    return status;
   auto run = std::make_unique<LocalRun>();
   if (const absl::Status status = run->Begin(std::move(options)); !status.ok()) return status;
   return run;

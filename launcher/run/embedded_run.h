@@ -20,8 +20,8 @@ struct EmbeddedRunOptions {
   std::string resume = "auto";
   std::string worker;  // path of moesaic-worker
   std::string mpirun = "mpirun";
-  std::string binary;  // version and build, for manifests
-  uint32_t cores = 1;  // of this host
+  std::string binary;                      // version and build, for manifests
+  uint32_t cores = 1;                      // of this host
   std::string shared_memory = "/dev/shm";  // a tmpfs
   std::map<std::string, std::string> environment;
 };
@@ -36,7 +36,8 @@ class EmbeddedRun {
   virtual ~EmbeddedRun() = default;
 
   // Every event until the job has ended; then its last status.
-  virtual absl::StatusOr<JobStatus> Follow(const std::function<void(const JobEvent&)>& on_event) = 0;
+  virtual absl::StatusOr<JobStatus> Follow(
+      const std::function<void(const JobEvent&)>& on_event) = 0;
   // Thread-safe. Saves first, unless `now`.
   virtual absl::Status Stop(bool now) = 0;
 };

@@ -9,8 +9,8 @@ namespace moesaic {
 
 class Interrupts {
  public:
-  // Blocks the signals in this thread and those started after; make it before them. `on_signal` gets
-  // the signal's number and how many came so far.
+  // Blocks the signals in this thread and those started after; make it before them. `on_signal`
+  // gets the signal's number and how many came so far.
   explicit Interrupts(std::function<void(int signal, int count)> on_signal);
   ~Interrupts();
 

@@ -40,8 +40,8 @@ void ProgressView::Take(const JobEvent& event) {
 }
 
 void ProgressView::TakeStep(const StepMetrics& step) {
-  step_seconds_ = any_step_ ? step_seconds_ + kSmoothing * (step.seconds() - step_seconds_)
-                            : step.seconds();
+  step_seconds_ =
+      any_step_ ? step_seconds_ + kSmoothing * (step.seconds() - step_seconds_) : step.seconds();
   const absl::Time now = clock_.Now();
   const bool always = !any_step_ || step.step() == status_.total_steps() ||
                       step.has_validation_loss() || step.skipped();
@@ -67,8 +67,10 @@ void ProgressView::TakeStatus(const JobStatus& status) {
 }
 
 std::string ProgressView::StepLine(const StepMetrics& step) const {
-  std::string line = fmt::format("step {}/{}  loss {:.4f}", step.step(), status_.total_steps(), step.loss());
-  if (step.has_validation_loss()) line += fmt::format("  validation {:.4f}", step.validation_loss());
+  std::string line =
+      fmt::format("step {}/{}  loss {:.4f}", step.step(), status_.total_steps(), step.loss());
+  if (step.has_validation_loss())
+    line += fmt::format("  validation {:.4f}", step.validation_loss());
   line += fmt::format("  {} tokens/s", RateForPeople(step.tokens_per_second()));
   if (step.step() < status_.total_steps()) {
     const double left = static_cast<double>(status_.total_steps() - step.step());

@@ -26,14 +26,16 @@ std::string SummaryJson(const JobStatus& status) {
   json["tokens"] = status.tokens();
   json["seconds"] = status.training_seconds();
   json["tokens_per_second"] = status.tokens_per_second();
-  json["checkpoint"] =
-      status.committed_path().empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(status.committed_path());
+  json["checkpoint"] = status.committed_path().empty()
+                           ? nlohmann::ordered_json()
+                           : nlohmann::ordered_json(status.committed_path());
   json["restarts"] = status.restarts();
   return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
 std::string SummaryText(const JobStatus& status) {
-  std::string text = fmt::format("{} {}: {}", status.job(), JobState_Name(status.state()), status.reason());
+  std::string text =
+      fmt::format("{} {}: {}", status.job(), JobState_Name(status.state()), status.reason());
   if (status.last_step().step() > 0) {
     text += fmt::format("\n  step {} of {}, loss {:.4f}", status.last_step().step(),
                         status.total_steps(), status.last_step().loss());

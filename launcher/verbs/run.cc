@@ -45,9 +45,11 @@ std::string CheckResume(const std::string& text) {
 void OnInterrupt(EmbeddedRun* run, int count, std::atomic<bool>* killed) {
   if (count > 1) *killed = true;
   const absl::Status status = run->Stop(count > 1);
-  const char* text = count > 1 ? "killing the job\n"
-                               : "saving, then stopping; once more to kill the job without saving\n";
-  const std::string line = status.ok() ? text : fmt::format("cannot stop: {}\n", std::string(status.message()));
+  const char* text = count > 1
+                         ? "killing the job\n"
+                         : "saving, then stopping; once more to kill the job without saving\n";
+  const std::string line =
+      status.ok() ? text : fmt::format("cannot stop: {}\n", std::string(status.message()));
   if (write(STDERR_FILENO, line.data(), line.size()) < 0) return;  // nobody is left to tell
 }
 
@@ -104,13 +106,13 @@ void RegisterRun(CLI::App& program, VerbContext& context) {
   auto flags = std::make_shared<RunFlags>();
   CLI::App* verb = program.add_subcommand("run", "train a job on this host, and watch it");
   AddJobFlags(verb, &flags->job);
-  verb->add_option("--resume", flags->resume,
-                   "auto: go on from the newest checkpoint, if there is one; never: start anew (old "
-                   "checkpoints are moved to .quarantine); or the step to go on from")
+  verb->add_option(
+          "--resume", flags->resume,
+          "auto: go on from the newest checkpoint, if there is one; never: start anew (old "
+          "checkpoints are moved to .quarantine); or the step to go on from")
       ->check(CheckResume);
   verb->add_option("--slots", flags->slots, "ranks on this host (elastic.slots_per_node)");
-  verb->add_option("-o,--output", flags->output,
-                   "json: one JSON object as the last line of stdout")
+  verb->add_option("-o,--output", flags->output, "json: one JSON object as the last line of stdout")
       ->check(CLI::IsMember({"text", "json"}));
   verb->callback([flags, &context] {
     if (!flags->slots.empty()) {

@@ -1,5 +1,5 @@
-// Channels to the coordinator. Settings match the server's (scheduler/service/server.cc): keep-alive
-// pings find a silent peer that TCP would not, and the server allows them.
+// Channels to the coordinator. Settings match the server's (scheduler/service/server.cc):
+// keep-alive pings find a silent peer that TCP would not, and the server allows them.
 #pragma once
 
 #include <grpcpp/channel.h>

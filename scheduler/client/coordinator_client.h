@@ -36,7 +36,7 @@ class CoordinatorClient {
 };
 
 struct CoordinatorAddress {
-  std::string target;      // "127.0.0.1:4711"
+  std::string target;  // "127.0.0.1:4711"
   WorkerIdentity worker;
 };
 

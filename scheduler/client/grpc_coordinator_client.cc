@@ -99,9 +99,9 @@ class GrpcCoordinatorClient : public CoordinatorClient {
 
   absl::Status Described(const char* call, const grpc::Status& status) const {
     if (status.ok()) return absl::OkStatus();
-    return absl::Status(static_cast<absl::StatusCode>(status.error_code()),
-                        fmt::format("{} to coordinator {}: {}", call, address_.target,
-                                    status.error_message()));
+    return absl::Status(
+        static_cast<absl::StatusCode>(status.error_code()),
+        fmt::format("{} to coordinator {}: {}", call, address_.target, status.error_message()));
   }
 
   // Opens a stream and feeds it from the queue until FinishProgress; opens another when it breaks,

@@ -21,10 +21,14 @@ constexpr int kJobNotFound = 3;
 
 int ExitCodeOf(const absl::Status& status) {
   switch (status.code()) {
-    case absl::StatusCode::kDataLoss: return kJobBadCheckpoint;
-    case absl::StatusCode::kNotFound: return kJobNotFound;
-    case absl::StatusCode::kInvalidArgument: return kJobBadConfig;
-    default: return kJobFailed;
+    case absl::StatusCode::kDataLoss:
+      return kJobBadCheckpoint;
+    case absl::StatusCode::kNotFound:
+      return kJobNotFound;
+    case absl::StatusCode::kInvalidArgument:
+      return kJobBadConfig;
+    default:
+      return kJobFailed;
   }
 }
 
@@ -32,9 +36,8 @@ int ExitCodeOf(const absl::Status& status) {
 absl::Status CompareSpecs(const Manifest& manifest, const JobSpec& spec, const std::string& path,
                           std::vector<std::string>* trajectory_changes) {
   if (manifest.weights_only()) {
-    return absl::InvalidArgumentError(
-        fmt::format("{} holds weights only: a run can start from it (train.init_from), not resume",
-                    path));
+    return absl::InvalidArgumentError(fmt::format(
+        "{} holds weights only: a run can start from it (train.init_from), not resume", path));
   }
   const std::vector<std::string> identity = DescribeChanges(manifest.spec(), spec, IDENTITY);
   if (!identity.empty()) {
@@ -104,14 +107,15 @@ absl::Status CheckpointKeeper::ChooseInto(const ChooseRestore& action, RestoreCh
   } else if (action.resume != "never") {
     if (!absl::SimpleAtoi(action.resume, &step) ||
         !std::count(before->begin(), before->end(), step)) {
-      return absl::NotFoundError(fmt::format("there is no checkpoint of step {} in {}; there are: {}",
-                                             action.resume, root->path(), fmt::join(*before, ", ")));
+      return absl::NotFoundError(
+          fmt::format("there is no checkpoint of step {} in {}; there are: {}", action.resume,
+                      root->path(), fmt::join(*before, ", ")));
     }
   }
   if (action.resume != "auto" && !before->empty() && before->back() > step) {
     if (const absl::Status moved = root->SetAsideAfter(step); !moved.ok()) return moved;
-    chosen->notes.push_back(fmt::format("checkpoints after step {} were moved to {}/.quarantine",
-                                        step, root->path()));
+    chosen->notes.push_back(
+        fmt::format("checkpoints after step {} were moved to {}/.quarantine", step, root->path()));
   }
   if (step == 0) return absl::OkStatus();
 
@@ -168,7 +172,8 @@ CommitFinished CheckpointKeeper::Commit(const CommitCheckpoint& action) {
   }
   finished.path = committed->path;
   const auto removed = (*root)->KeepLast(action.spec.checkpoint().keep().last());
-  if (!removed.ok()) LogWarning("old checkpoints stay: {}", std::string(removed.status().message()));
+  if (!removed.ok())
+    LogWarning("old checkpoints stay: {}", std::string(removed.status().message()));
   return finished;
 }
 

@@ -65,7 +65,8 @@ void CoordinatorCore::Shutdown() {
   Deliver(deliveries);
 }
 
-// ---- Events. -------------------------------------------------------------------------------------
+// ---- Events.
+// -------------------------------------------------------------------------------------
 
 absl::Status CoordinatorCore::Handle(const Event& event) {
   Deliveries deliveries;
@@ -114,7 +115,8 @@ void CoordinatorCore::Do(const Action& action, Deliveries* deliveries) {
     deliveries->push_back([outbox = agent->second] { outbox->Pump(); });
   } else if (const auto* control = std::get_if<PushControl>(&action)) {
     for (const ProgressStream& stream : progress_) {
-      if (stream.job != control->job || stream.generation != control->control.generation()) continue;
+      if (stream.job != control->job || stream.generation != control->control.generation())
+        continue;
       stream.outbox->Push(control->control);
       deliveries->push_back([outbox = stream.outbox] { outbox->Pump(); });
     }
@@ -173,7 +175,8 @@ void CoordinatorCore::CloseAll(const absl::Status& status, Deliveries* deliverie
   ready_calls_.clear();
 }
 
-// ---- Peers. --------------------------------------------------------------------------------------
+// ---- Peers.
+// --------------------------------------------------------------------------------------
 
 absl::Status CoordinatorCore::Join(const AgentJoined& event,
                                    std::shared_ptr<Outbox<AgentCommand>> outbox) {
@@ -282,7 +285,8 @@ absl::StatusOr<RankTable> CoordinatorCore::GetRankTable(const WorkerIdentity& wo
   return *state_.rank_table(worker.job());
 }
 
-// ---- Threads. ------------------------------------------------------------------------------------
+// ---- Threads.
+// ------------------------------------------------------------------------------------
 
 void CoordinatorCore::RunBackground() {
   while (true) {

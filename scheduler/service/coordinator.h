@@ -37,8 +37,8 @@ class Outbox {
 struct CoordinatorOptions {
   ClusterOptions cluster;
   std::string store_path;
-  // Jobs that a former coordinator left alive are marked as failed instead of going on: for one that
-  // lives inside the command that started the job.
+  // Jobs that a former coordinator left alive are marked as failed instead of going on: for one
+  // that lives inside the command that started the job.
   bool abandon_live_jobs = false;
   // How often time is noticed; zero: only when Handle(Tick) is called.
   absl::Duration tick = absl::Milliseconds(100);
@@ -74,7 +74,8 @@ class CoordinatorCore {
   void Shutdown();
 
  private:
-  using BackgroundWork = std::variant<ChooseRestore, StageCheckpoint, CommitCheckpoint, DiscardStaging>;
+  using BackgroundWork =
+      std::variant<ChooseRestore, StageCheckpoint, CommitCheckpoint, DiscardStaging>;
   struct ReadyCall {
     std::string job;
     uint64_t generation = 0;

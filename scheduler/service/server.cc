@@ -18,7 +18,8 @@ namespace {
 constexpr size_t kMaxQueuedMessages = 20000;
 
 // The writing half of a stream: one write at a time, from a queue. gRPC may call back from within a
-// call to it, so none is made under the lock. Outlives its reactor, which Detach-es when it is done.
+// call to it, so none is made under the lock. Outlives its reactor, which Detach-es when it is
+// done.
 template <typename Reactor, typename Message>
 class StreamOutbox : public Outbox<Message> {
  public:
@@ -28,7 +29,8 @@ class StreamOutbox : public Outbox<Message> {
     MutexLock lock(&mutex_);
     if (closing_) return;
     queue_.push_back(std::move(message));
-    if (queue_.size() > kMaxQueuedMessages) CloseLocked(absl::ResourceExhaustedError("slow reader"));
+    if (queue_.size() > kMaxQueuedMessages)
+      CloseLocked(absl::ResourceExhaustedError("slow reader"));
   }
   void Close(absl::Status status) override {
     MutexLock lock(&mutex_);
@@ -126,14 +128,16 @@ class AgentReactor : public grpc::ServerBidiReactor<AgentMessage, AgentCommand> 
       return status;
     }
     switch (message_.kind_case()) {
-      case AgentMessage::kRenewal: return core_->Handle(AgentRenewed{agent_, incarnation_});
+      case AgentMessage::kRenewal:
+        return core_->Handle(AgentRenewed{agent_, incarnation_});
       case AgentMessage::kEnded:
         return core_->Handle(GenerationEnd{agent_, incarnation_, message_.ended()});
       case AgentMessage::kPersisted:
         // Stale shards are no reason to drop the agent.
         core_->Handle(ShardsReported{agent_, incarnation_, message_.persisted()}).IgnoreError();
         return absl::OkStatus();
-      default: return absl::InvalidArgumentError("not a message of a registered agent");
+      default:
+        return absl::InvalidArgumentError("not a message of a registered agent");
     }
   }
   void End(const absl::Status& status) {
@@ -161,8 +165,8 @@ class ProgressReactor : public grpc::ServerBidiReactor<StepReport, Control> {
   void OnReadDone(bool ok) override {
     absl::Status status;
     if (ok) {
-      status = opened_ ? core_->Handle(StepReported{report_})
-                       : core_->OpenProgress(report_, outbox_);
+      status =
+          opened_ ? core_->Handle(StepReported{report_}) : core_->OpenProgress(report_, outbox_);
       opened_ = true;
     }
     if (ok && status.ok()) {

@@ -44,15 +44,24 @@ std::string DescribeDifference(absl::string_view what, size_t ranks, const Get& 
 
 std::string DescribeExit(int code) {
   switch (code) {
-    case 0: return "ended before the last step";
-    case kWorkerMissing: return "a program is missing";
-    case kWorkerPlanned: return "stopped without being asked";
-    case kWorkerWatchdog: return "the watchdog ended it: a rank waited too long (exit code 86)";
-    case kWorkerStale: return "it was told that it is stale (exit code 87)";
-    case kWorkerMismatch: return "configuration or layout mismatch (exit code 88)";
-    case kWorkerCorrupt: return "corrupt data (exit code 89)";
-    case kWorkerNonFinite: return "the loss is not finite (exit code 90)";
-    default: break;
+    case 0:
+      return "ended before the last step";
+    case kWorkerMissing:
+      return "a program is missing";
+    case kWorkerPlanned:
+      return "stopped without being asked";
+    case kWorkerWatchdog:
+      return "the watchdog ended it: a rank waited too long (exit code 86)";
+    case kWorkerStale:
+      return "it was told that it is stale (exit code 87)";
+    case kWorkerMismatch:
+      return "configuration or layout mismatch (exit code 88)";
+    case kWorkerCorrupt:
+      return "corrupt data (exit code 89)";
+    case kWorkerNonFinite:
+      return "the loss is not finite (exit code 90)";
+    default:
+      break;
   }
   if (code > 128 && code < 160) return fmt::format("killed by signal {}", code - 128);
   return fmt::format("exit code {}", code);
@@ -60,7 +69,8 @@ std::string DescribeExit(int code) {
 
 }  // namespace
 
-// ---- Workers. ------------------------------------------------------------------------------------
+// ---- Workers.
+// ------------------------------------------------------------------------------------
 
 absl::StatusOr<ClusterState::Job*> ClusterState::CheckWorker(const WorkerIdentity& worker) {
   Job* job = FindJob(worker.job());
@@ -70,8 +80,8 @@ absl::StatusOr<ClusterState::Job*> ClusterState::CheckWorker(const WorkerIdentit
     return absl::PermissionDeniedError("wrong token");
   }
   if (worker.rank() >= job->live->ranks.size()) {
-    return absl::InvalidArgumentError(fmt::format("rank {} of a generation of {} ranks",
-                                                  worker.rank(), job->live->ranks.size()));
+    return absl::InvalidArgumentError(
+        fmt::format("rank {} of a generation of {} ranks", worker.rank(), job->live->ranks.size()));
   }
   std::string& incarnation = job->live->ranks[worker.rank()].incarnation;
   if (!incarnation.empty() && incarnation != worker.incarnation()) return Stale(worker);
@@ -114,7 +124,8 @@ void ClusterState::AllReady(Job* job) {
   compare("restored step",
           [&](size_t r) { return std::to_string(live->ranks[r].hashes.restored_step()); });
   if (!differences.empty()) {
-    const std::string text = fmt::format("the ranks are not alike: {}", fmt::join(differences, "; "));
+    const std::string text =
+        fmt::format("the ranks are not alike: {}", fmt::join(differences, "; "));
     EndLive(job, Cause{text, true, kJobFailed}, false);
     return;
   }
@@ -156,7 +167,8 @@ void ClusterState::TakeMetrics(Job* job, const StepMetrics& metrics) {
   Publish(job, std::move(event));
 }
 
-// ---- Health. -------------------------------------------------------------------------------------
+// ---- Health.
+// -------------------------------------------------------------------------------------
 
 void ClusterState::CheckHealth(Job* job) {
   Generation* live = job->live.get();
@@ -175,8 +187,9 @@ void ClusterState::CheckHealth(Job* job) {
   for (size_t r = 0; r < live->ranks.size(); ++r) {
     if (!live->ranks[r].ready) missing.push_back(DescribeRank(live->table.ranks(r)));
   }
-  EndLive(job, Cause{fmt::format("not ready within health.start_timeout ({}): {}",
-                                 absl::FormatDuration(limit), fmt::join(missing, ", "))},
+  EndLive(job,
+          Cause{fmt::format("not ready within health.start_timeout ({}): {}",
+                            absl::FormatDuration(limit), fmt::join(missing, ", "))},
           false);
 }
 
@@ -186,13 +199,14 @@ void ClusterState::CheckProgress(Job* job) {
   for (const RankState& rank : live->ranks) {
     slowest = std::max(slowest, rank.progress.phase_seconds());
   }
-  const absl::Duration limit = absl::Seconds(
-      std::max(job->spec().health().progress_timeout(), kSlowStepFactor * slowest));
+  const absl::Duration limit =
+      absl::Seconds(std::max(job->spec().health().progress_timeout(), kSlowStepFactor * slowest));
   bool hung = false;
   size_t suspect = 0;
   for (size_t r = 0; r < live->ranks.size(); ++r) {
     hung |= now_ >= live->ranks[r].progressed + limit;
-    if (ProgressOf(live->ranks[r].progress) < ProgressOf(live->ranks[suspect].progress)) suspect = r;
+    if (ProgressOf(live->ranks[r].progress) < ProgressOf(live->ranks[suspect].progress))
+      suspect = r;
   }
   if (!hung) return;
   // The rank that is furthest behind holds up the others; among equals, the one that spoke first.
@@ -204,15 +218,16 @@ void ClusterState::CheckProgress(Job* job) {
   }
   const StepReport& last = live->ranks[suspect].progress;
   EndLive(job,
-          Cause{fmt::format("no progress for {} (health.progress_timeout); furthest behind is {}, in "
-                            "phase {} after step {}, micro-batch {}",
-                            absl::FormatDuration(limit), DescribeRank(live->table.ranks(suspect)),
-                            last.phase().empty() ? "start" : last.phase(), last.step(),
-                            last.micro_batch())},
+          Cause{fmt::format(
+              "no progress for {} (health.progress_timeout); furthest behind is {}, in "
+              "phase {} after step {}, micro-batch {}",
+              absl::FormatDuration(limit), DescribeRank(live->table.ranks(suspect)),
+              last.phase().empty() ? "start" : last.phase(), last.step(), last.micro_batch())},
           true);
 }
 
-// ---- The end of a generation. --------------------------------------------------------------------
+// ---- The end of a generation.
+// --------------------------------------------------------------------
 
 void ClusterState::EndLive(Job* job, Cause cause, bool now) {
   Generation* live = job->live.get();
@@ -265,7 +280,8 @@ absl::Status ClusterState::On(const GenerationEnd& event) {
     live->exit_code = report.exit_code();
     live->first_failure = report.first_failure();
     GiveUpUnfinished(job, "its generation ended before all ranks had copied");
-    const bool expected = live->was_ready && (report.exit_code() == 0 || report.exit_code() == kWorkerPlanned);
+    const bool expected =
+        live->was_ready && (report.exit_code() == 0 || report.exit_code() == kWorkerPlanned);
     if (live->killing) {
       // Its state says why already.
     } else if (!expected) {
@@ -275,8 +291,10 @@ absl::Status ClusterState::On(const GenerationEnd& event) {
     }
     if (!live->unclean.empty() && !live->killing) KillLive(job, true);
   } else if (!live->killing && !live->exit_code) {
-    EndLive(job, Cause{fmt::format("the ranks on node {} ended: {}", event.agent, report.first_failure())},
-            false);
+    EndLive(
+        job,
+        Cause{fmt::format("the ranks on node {} ended: {}", event.agent, report.first_failure())},
+        false);
     return absl::OkStatus();
   }
   FinishIfClean(job);
@@ -300,10 +318,12 @@ std::optional<ClusterState::Cause> ClusterState::FatalExit(const Generation& end
   if (ended.cause || !ended.exit_code) return std::nullopt;
   const std::string text = DescribeExit(*ended.exit_code);
   switch (*ended.exit_code) {
-    case kJobBadConfig: return Cause{"the worker refused its configuration", true, kJobBadConfig};
+    case kJobBadConfig:
+      return Cause{"the worker refused its configuration", true, kJobBadConfig};
     case kWorkerMismatch:
     case kWorkerNonFinite:
-    case kWorkerMissing: return Cause{text, true, kJobFailed};
+    case kWorkerMissing:
+      return Cause{text, true, kJobFailed};
     case kWorkerCorrupt: {
       const bool restoring =
           !ended.was_ready && !ended.table.restore_path().empty() &&
@@ -311,21 +331,24 @@ std::optional<ClusterState::Cause> ClusterState::FatalExit(const Generation& end
             return rank.progress.phase().empty() || rank.progress.phase() == "restore";
           });
       if (!restoring) return Cause{text, true, kJobFailed};
-      return Cause{fmt::format("{} is corrupt; move it away to go on from the checkpoint before it, or "
-                               "look at it with moesaic ckpt verify",
-                               ended.table.restore_path()),
-                   true, kJobBadCheckpoint};
+      return Cause{
+          fmt::format("{} is corrupt; move it away to go on from the checkpoint before it, or "
+                      "look at it with moesaic ckpt verify",
+                      ended.table.restore_path()),
+          true, kJobBadCheckpoint};
     }
-    default: return std::nullopt;
+    default:
+      return std::nullopt;
   }
 }
 
 void ClusterState::FinishGeneration(Job* job) {
   const std::unique_ptr<Generation> ended = std::move(job->live);
   const JobStatus& status = job->record.status();
-  const std::string saved = status.committed_step() == 0
-                                ? std::string("nothing was saved")
-                                : fmt::format("the newest checkpoint is step {}", status.committed_step());
+  const std::string saved =
+      status.committed_step() == 0
+          ? std::string("nothing was saved")
+          : fmt::format("the newest checkpoint is step {}", status.committed_step());
   if (status.committed_step() >= job->spec().train().steps()) {
     EndJob(job, SUCCEEDED, 0, fmt::format("all {} steps are done", job->spec().train().steps()));
   } else if (job->record.stop() == STOP_NOW) {
@@ -338,8 +361,8 @@ void ClusterState::FinishGeneration(Job* job) {
   } else if (job->record.stop() == STOP_GRACEFUL) {
     const bool all = status.committed_step() >= status.last_step().step();
     EndJob(job, CANCELLED, kJobCancelled,
-           fmt::format("stopped on request{}; {}", all ? "" : ", but the last steps could not be saved",
-                       saved));
+           fmt::format("stopped on request{}; {}",
+                       all ? "" : ", but the last steps could not be saved", saved));
   } else if (ended->exit_code == kWorkerPlanned && ended->draining_for_nodes && !ended->cause) {
     Transition(job, WAITING, "planning with the nodes that joined");
   } else {
@@ -352,9 +375,8 @@ void ClusterState::FinishFailed(Job* job, const Generation& ended) {
   if (ended.cause) {
     why = ended.cause->text;
   } else if (ended.exit_code) {
-    why = ended.first_failure.empty() || *ended.exit_code < 100
-              ? DescribeExit(*ended.exit_code)
-              : std::string();
+    why = ended.first_failure.empty() || *ended.exit_code < 100 ? DescribeExit(*ended.exit_code)
+                                                                : std::string();
     if (!ended.first_failure.empty()) why += (why.empty() ? "" : ": ") + ended.first_failure;
     if (*ended.exit_code == 0 &&
         ended.control.aborted_snapshot_step() >= job->spec().train().steps()) {
@@ -387,9 +409,10 @@ bool ClusterState::BudgetSpent(Job* job, const Generation& ended, std::string* w
     return true;
   }
   if (job->no_progress >= health.max_no_progress_generations()) {
-    *why = fmt::format("{} generations in a row ended without a newer checkpoint "
-                       "(health.max_no_progress_generations)",
-                       job->no_progress);
+    *why = fmt::format(
+        "{} generations in a row ended without a newer checkpoint "
+        "(health.max_no_progress_generations)",
+        job->no_progress);
     return true;
   }
   return false;

@@ -1,6 +1,6 @@
-// ClusterState: from the snapshots in the ranks' arenas to a committed checkpoint. One is written at
-// a time; a second may wait, in the other buffer. A snapshot that fails is given up, never waited
-// for by training.
+// ClusterState: from the snapshots in the ranks' arenas to a committed checkpoint. One is written
+// at a time; a second may wait, in the other buffer. A snapshot that fails is given up, never
+// waited for by training.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -118,9 +118,15 @@ absl::Status ClusterState::On(const ShardsReported& event) {
   snapshot->shards[report.rank()] = report;
   if (snapshot->shards.size() < job->live->ranks.size()) return absl::OkStatus();
   snapshot->phase = Snapshot::kCommitting;
-  CommitCheckpoint commit{job->name(),       job->live->number, report.step(),
-                          snapshot->staging, job->spec(),       job->live->layout,
-                          job->live->trajectory_changes, job->live->nodes, {}};
+  CommitCheckpoint commit{job->name(),
+                          job->live->number,
+                          report.step(),
+                          snapshot->staging,
+                          job->spec(),
+                          job->live->layout,
+                          job->live->trajectory_changes,
+                          job->live->nodes,
+                          {}};
   for (auto& [rank, shards] : snapshot->shards) commit.shards.push_back(std::move(shards));
   out_.actions.push_back(std::move(commit));
   return absl::OkStatus();

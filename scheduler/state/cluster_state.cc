@@ -39,9 +39,8 @@ Outcome ClusterState::Handle(const Event& event, absl::Time now) {
   if (out_.status.ok() && !std::holds_alternative<AgentRenewed>(event)) {
     std::vector<Job*> jobs;
     for (const auto& [name, job] : jobs_) jobs.push_back(job.get());
-    std::sort(jobs.begin(), jobs.end(), [](const Job* a, const Job* b) {
-      return a->record.order() < b->record.order();
-    });
+    std::sort(jobs.begin(), jobs.end(),
+              [](const Job* a, const Job* b) { return a->record.order() < b->record.order(); });
     for (Job* job : jobs) TryPlan(job);
   }
   return std::move(out_);
@@ -68,7 +67,8 @@ std::vector<std::string> ClusterState::jobs() const {
   return names;
 }
 
-// ---- Jobs. ---------------------------------------------------------------------------------------
+// ---- Jobs.
+// ---------------------------------------------------------------------------------------
 
 absl::Status ClusterState::On(const JobSubmitted& event) {
   const std::string& name = event.spec.name();
@@ -119,7 +119,8 @@ absl::Status ClusterState::On(const StopRequested& event) {
   return absl::OkStatus();
 }
 
-// ---- Agents. -------------------------------------------------------------------------------------
+// ---- Agents.
+// -------------------------------------------------------------------------------------
 
 absl::StatusOr<ClusterState::Node*> ClusterState::FindNode(const std::string& agent,
                                                            const std::string& incarnation) {
@@ -158,8 +159,8 @@ absl::Status ClusterState::On(const AgentJoined& event) {
   }
   for (const auto& [name, job] : jobs_) {
     if (!job->ended()) {
-      Note(job.get(), fmt::format("node {} joined with {} slots", event.agent,
-                                  event.registration.slots()));
+      Note(job.get(),
+           fmt::format("node {} joined with {} slots", event.agent, event.registration.slots()));
     }
   }
   return absl::OkStatus();
@@ -198,7 +199,8 @@ void ClusterState::DropNode(const std::string& agent, const std::string& reason)
   }
 }
 
-// ---- Planning. -----------------------------------------------------------------------------------
+// ---- Planning.
+// -----------------------------------------------------------------------------------
 
 std::vector<PlanNode> ClusterState::UsableNodes(const Job* job, bool only_free) const {
   std::vector<PlanNode> usable;
@@ -227,8 +229,8 @@ void ClusterState::TryPlan(Job* job) {
   }
   if (now_ < job->not_before) return;
   if (WaitForOldGeneration(job)) return;
-  const absl::StatusOr<GenerationPlan> plan = PlanGeneration(
-      job->spec(), UsableNodes(job, true), job->record.status().generation() + 1);
+  const absl::StatusOr<GenerationPlan> plan =
+      PlanGeneration(job->spec(), UsableNodes(job, true), job->record.status().generation() + 1);
   if (absl::IsInvalidArgument(plan.status())) {
     EndJob(job, FAILED, kJobBadConfig, std::string(plan.status().message()));
   } else if (!plan.ok()) {
@@ -373,9 +375,9 @@ void ClusterState::StartGeneration(Job* job, const GenerationPlan& plan,
   }
   Transition(job, STARTING,
              fmt::format("generation {}: {}; {}", number, plan.layout,
-                         restore.path.empty()
-                             ? std::string("a new start")
-                             : fmt::format("from step {} in {}", restore.state.step(), restore.path)));
+                         restore.path.empty() ? std::string("a new start")
+                                              : fmt::format("from step {} in {}",
+                                                            restore.state.step(), restore.path)));
 }
 
 void ClusterState::DrainForMoreNodes(Job* job) {
@@ -409,7 +411,8 @@ absl::Status ClusterState::On(const Tick&) {
   return absl::OkStatus();
 }
 
-// ---- What leaves the state. ----------------------------------------------------------------------
+// ---- What leaves the state.
+// ----------------------------------------------------------------------
 
 void ClusterState::Transition(Job* job, JobState state, const std::string& reason) {
   job->record.mutable_status()->set_state(state);

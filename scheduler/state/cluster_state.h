@@ -5,7 +5,8 @@
 // A job goes QUEUED | WAITING -> PLANNING -> STARTING -> RUNNING -> DRAINING | ABORTING -> PLANNING
 // ... -> SUCCEEDED | FAILED | CANCELLED. Generations are numbered 1, 2, ... and a number is durable
 // before it is used; the next generation starts only when no process of the last is left on a live
-// node and its last snapshot is committed or given up. So at most one runs, and at most one commits.
+// node and its last snapshot is committed or given up. So at most one runs, and at most one
+// commits.
 #pragma once
 
 #include <cstdint>
@@ -54,8 +55,8 @@ struct ClusterOptions {
 // Thread-compatible: the coordinator's mutex guards it.
 class ClusterState {
  public:
-  // `records`: what a former life made durable. A generation that was live then is over: agents that
-  // still run it are told to kill it, and its job goes on with the next number.
+  // `records`: what a former life made durable. A generation that was live then is over: agents
+  // that still run it are told to kill it, and its job goes on with the next number.
   ClusterState(ClusterOptions options, const std::vector<JobRecord>& records, absl::Time now);
 
   // Errors of Outcome.status: FailedPrecondition "stale ..." for a sender of another generation or

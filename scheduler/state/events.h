@@ -15,7 +15,8 @@
 
 namespace moesaic {
 
-// ---- Events. -------------------------------------------------------------------------------------
+// ---- Events.
+// -------------------------------------------------------------------------------------
 
 struct JobSubmitted {
   JobSpec spec;  // resolved and valid
@@ -73,7 +74,7 @@ struct RestoreChosen {
   TrainingState state;   // of the checkpoint
   std::vector<std::string> trajectory_changes;
   std::vector<std::string> notes;  // for people: what was passed over, and why
-  std::string token;     // random, for the generation
+  std::string token;               // random, for the generation
 };
 // Answer to StageCheckpoint.
 struct CheckpointStaged {
@@ -94,12 +95,12 @@ struct CommitFinished {
 // Time has passed.
 struct Tick {};
 
-using Event =
-    std::variant<JobSubmitted, StopRequested, AgentJoined, AgentRenewed, AgentLost, GenerationEnd,
-                 ShardsReported, RankTableAsked, RankReady, StepReported, SnapshotReported,
-                 RestoreChosen, CheckpointStaged, CommitFinished, Tick>;
+using Event = std::variant<JobSubmitted, StopRequested, AgentJoined, AgentRenewed, AgentLost,
+                           GenerationEnd, ShardsReported, RankTableAsked, RankReady, StepReported,
+                           SnapshotReported, RestoreChosen, CheckpointStaged, CommitFinished, Tick>;
 
-// ---- Actions. ------------------------------------------------------------------------------------
+// ---- Actions.
+// ------------------------------------------------------------------------------------
 
 struct SendToAgent {
   std::string agent;

@@ -45,9 +45,8 @@ std::vector<SpareNode> TakeUnusable(const JobSpec& spec, std::vector<PlanNode>* 
 }
 
 absl::Status TooFewNodes(const JobSpec& spec, size_t usable, const std::vector<SpareNode>& spares) {
-  std::string message =
-      fmt::format("{} of at least {} nodes with {} slots", usable, spec.elastic().nodes().min(),
-                  spec.elastic().slots_per_node());
+  std::string message = fmt::format("{} of at least {} nodes with {} slots", usable,
+                                    spec.elastic().nodes().min(), spec.elastic().slots_per_node());
   for (const SpareNode& spare : spares) message += "; " + spare.reason;
   return absl::FailedPreconditionError(message);
 }
@@ -88,9 +87,8 @@ std::vector<RankPlace> Places(const std::vector<PlanNode>& nodes, uint32_t slots
 std::vector<int> ExpertsOfLayers(const ModelSpec& model) {
   std::vector<int> experts;
   for (uint32_t layer = 0; layer < model.layers(); ++layer) {
-    experts.push_back(IsMoeLayer(model, static_cast<int>(layer))
-                          ? static_cast<int>(model.moe().experts())
-                          : 0);
+    experts.push_back(
+        IsMoeLayer(model, static_cast<int>(layer)) ? static_cast<int>(model.moe().experts()) : 0);
   }
   return experts;
 }
@@ -116,9 +114,10 @@ absl::StatusOr<GenerationPlan> PlanGeneration(const JobSpec& spec, std::vector<P
   }
   for (size_t i = *count; i < nodes.size(); ++i) {
     spares.push_back(
-        {nodes[i].id, i >= spec.elastic().nodes().max()
-                          ? fmt::format("elastic.nodes.max is {}", spec.elastic().nodes().max())
-                          : fmt::format("{} nodes need as many rounds of micro-batches a step", *count)});
+        {nodes[i].id,
+         i >= spec.elastic().nodes().max()
+             ? fmt::format("elastic.nodes.max is {}", spec.elastic().nodes().max())
+             : fmt::format("{} nodes need as many rounds of micro-batches a step", *count)});
   }
   nodes.resize(*count);
 
@@ -138,9 +137,9 @@ absl::StatusOr<GenerationPlan> PlanGeneration(const JobSpec& spec, std::vector<P
   if (!placed.ok()) return placed.status();
 
   const uint32_t threads = Threads(spec, nodes);
-  std::string layout = fmt::format("{} node{}, data {}, expert {}, {} thread{} a rank", *count,
-                                   *count == 1 ? "" : "s", mesh->size(), degree, threads,
-                                   threads == 1 ? "" : "s");
+  std::string layout =
+      fmt::format("{} node{}, data {}, expert {}, {} thread{} a rank", *count,
+                  *count == 1 ? "" : "s", mesh->size(), degree, threads, threads == 1 ? "" : "s");
   return GenerationPlan{std::move(nodes),   std::move(spares), *std::move(mesh),
                         *std::move(placed), threads,           std::move(layout)};
 }

@@ -1,5 +1,5 @@
-// The planner: nodes and a job -> who computes what in the next generation. Pure arithmetic, so that
-// `plan` and the coordinator agree and a test can ask about any cluster.
+// The planner: nodes and a job -> who computes what in the next generation. Pure arithmetic, so
+// that `plan` and the coordinator agree and a test can ask about any cluster.
 #pragma once
 
 #include <cstdint>
@@ -35,12 +35,12 @@ struct GenerationPlan {
   std::string layout;    // for people: "2 nodes, data 4, expert 2"
 };
 
-// Ranks are numbered over the nodes sorted by id. The global batch is the job's, whatever the nodes:
-// ranks share its micro-batches, so a step means the same in every generation. Takes the fewest
-// nodes that need as few rounds of micro-batches as elastic.nodes.max would.
+// Ranks are numbered over the nodes sorted by id. The global batch is the job's, whatever the
+// nodes: ranks share its micro-batches, so a step means the same in every generation. Takes the
+// fewest nodes that need as few rounds of micro-batches as elastic.nodes.max would.
 //
-// `spec` must be resolved and valid. FailedPrecondition: too few usable nodes (the message says what
-// is missing). InvalidArgument: parallel.expert fits no number of nodes that are there.
+// `spec` must be resolved and valid. FailedPrecondition: too few usable nodes (the message says
+// what is missing). InvalidArgument: parallel.expert fits no number of nodes that are there.
 absl::StatusOr<GenerationPlan> PlanGeneration(const JobSpec& spec, std::vector<PlanNode> nodes,
                                               uint64_t placement_epoch);
 

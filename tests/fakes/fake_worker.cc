@@ -1,5 +1,6 @@
-// A worker without a model, for the tests of the scheduler and the agent. It trains nothing, but does
-// all else that a worker does: rank table, ready, progress, control word, snapshots, exit codes.
+// A worker without a model, for the tests of the scheduler and the agent. It trains nothing, but
+// does all else that a worker does: rank table, ready, progress, control word, snapshots, exit
+// codes.
 //
 // It misbehaves as <run.dir>/faults says: lines "GENERATION RANK STEP FAULT", where FAULT is kill,
 // exit0, exit:<code>, hang or late (never ready; STEP does not matter).
@@ -187,7 +188,8 @@ class FakeWorker {
       if (fault == "hang") Hang();
       if (fault == "exit0") std::_Exit(0);
       int code = 0;
-      if (fault.rfind("exit:", 0) == 0 && absl::SimpleAtoi(fault.substr(5), &code)) std::_Exit(code);
+      if (fault.rfind("exit:", 0) == 0 && absl::SimpleAtoi(fault.substr(5), &code))
+        std::_Exit(code);
     }
   }
 
@@ -214,7 +216,8 @@ int main(int argc, char** argv) {
     const std::string flag = argv[i];
     if (flag == "--coordinator") address.target = argv[i + 1];
     if (flag == "--job") address.worker.set_job(argv[i + 1]);
-    if (flag == "--generation") address.worker.set_generation(std::strtoull(argv[i + 1], nullptr, 10));
+    if (flag == "--generation")
+      address.worker.set_generation(std::strtoull(argv[i + 1], nullptr, 10));
   }
   int provided = 0;
   MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided);

@@ -1,5 +1,7 @@
 // A whole run on this host, with a real mpirun, real processes and real files; only the model is
 // missing (tests/fakes/fake_worker.cc). After each test nothing may be left (M4).
+#include "launcher/run/embedded_run.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -8,7 +10,6 @@
 #include <fstream>
 #include <iterator>
 
-#include "launcher/run/embedded_run.h"
 #include "launcher/run/run_summary.h"
 #include "proto/job_spec.h"
 #include "trainer/checkpoint/format/manifest.h"
@@ -194,7 +195,8 @@ TEST_F(EmbeddedRunTest, MissingMpirunIsSaidAtOnce) {
 }
 
 TEST_F(EmbeddedRunTest, GivesUpWhenNothingHelps) {
-  for (int generation = 1; generation <= 3; ++generation) Fault(std::to_string(generation) + " 0 2 exit:7");
+  for (int generation = 1; generation <= 3; ++generation)
+    Fault(std::to_string(generation) + " 0 2 exit:7");
   const JobStatus status = Run();
   EXPECT_EQ(status.exit_code(), 93) << status.DebugString();
   EXPECT_THAT(status.reason(), HasSubstr("exited"));

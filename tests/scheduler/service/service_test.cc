@@ -1,5 +1,5 @@
-// The service over real gRPC on loopback, with agents and workers played by the test and a clock that
-// stands still until it is moved.
+// The service over real gRPC on loopback, with agents and workers played by the test and a clock
+// that stands still until it is moved.
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
@@ -74,7 +74,8 @@ class ServiceTest : public ::testing::Test {
   }
 
   using Session = grpc::ClientReaderWriter<AgentMessage, AgentCommand>;
-  std::unique_ptr<Session> Join(grpc::ClientContext* context, const std::string& incarnation = "i") {
+  std::unique_ptr<Session> Join(grpc::ClientContext* context,
+                                const std::string& incarnation = "i") {
     auto session = stub_->AgentSession(context);
     AgentMessage message = From(incarnation);
     message.mutable_registration()->set_slots(2);

@@ -68,7 +68,8 @@ struct ClusterFixture {
       EXPECT_TRUE(Do(Tick{}).ok());
     }
   }
-  absl::Status Join(const std::string& agent, uint32_t slots, const std::string& incarnation = "i1") {
+  absl::Status Join(const std::string& agent, uint32_t slots,
+                    const std::string& incarnation = "i1") {
     AgentRegistration registration;
     registration.set_slots(slots);
     registration.set_cores(slots);

@@ -97,14 +97,30 @@ class History {
     const JobStatus status = c_.Status("a");
     const uint32_t rank = status.ranks() == 0 ? 0 : Draw(status.ranks());
     switch (Draw(16)) {
-      case 0: c_.incarnations.contains(node) ? (void)c_.Leave(node) : JoinNode(node); break;
-      case 1: if (!c_.incarnations.contains(node)) JoinNode(node); break;
-      case 2: c_.Live(absl::Milliseconds(100 + Draw(5000))); break;
-      case 3: Silence(node); break;
-      case 4: RestartCoordinator(); break;
-      case 5: EndOn(node, std::vector<int>{0, 1, 75, 86, 87, 137}[Draw(6)]); break;
-      case 6: ReplayStale(rank); break;
-      default: HelpAlong(); break;
+      case 0:
+        c_.incarnations.contains(node) ? (void)c_.Leave(node) : JoinNode(node);
+        break;
+      case 1:
+        if (!c_.incarnations.contains(node)) JoinNode(node);
+        break;
+      case 2:
+        c_.Live(absl::Milliseconds(100 + Draw(5000)));
+        break;
+      case 3:
+        Silence(node);
+        break;
+      case 4:
+        RestartCoordinator();
+        break;
+      case 5:
+        EndOn(node, std::vector<int>{0, 1, 75, 86, 87, 137}[Draw(6)]);
+        break;
+      case 6:
+        ReplayStale(rank);
+        break;
+      default:
+        HelpAlong();
+        break;
     }
   }
 
@@ -194,15 +210,24 @@ class History {
     Absorb();
     const JobStatus status = c_.Status("a");
     switch (status.state()) {
-      case PLANNING: EXPECT_TRUE(c_.Restore("a", status.committed_step()).ok()); return;
-      case STARTING: c_.AllReady("a"); return;
+      case PLANNING:
+        EXPECT_TRUE(c_.Restore("a", status.committed_step()).ok());
+        return;
+      case STARTING:
+        c_.AllReady("a");
+        return;
       case RUNNING:
-      case DRAINING: Train(); return;
+      case DRAINING:
+        Train();
+        return;
       case ABORTING:
         for (const auto& [node, incarnation] : std::map(c_.incarnations)) EndOn(node, 137);
         FinishSave();
         return;
-      default: c_.Live(absl::Seconds(1)); EndOrphans(); return;
+      default:
+        c_.Live(absl::Seconds(1));
+        EndOrphans();
+        return;
     }
   }
 
@@ -214,14 +239,16 @@ class History {
   void Train() {
     if (c_.state.rank_table("a") == nullptr) return;
     if (FinishSave()) return;
-    const uint64_t step = std::max(c_.Status("a").last_step().step(), c_.Status("a").committed_step());
+    const uint64_t step =
+        std::max(c_.Status("a").last_step().step(), c_.Status("a").committed_step());
     const bool alive = running_[c_.state.rank_table("a")->ranks(0).node()] != 0;
     if (!alive) {
       EndOrphans();
       c_.Live(absl::Seconds(1));
     } else if (step >= spec_.train().steps() || c_.state.control("a")->stop()) {
       if (c_.state.control("a")->committed_step() < step) {
-        for (uint32_t r = 0; r < c_.Status("a").ranks(); ++r) c_.Snapshot("a", r, step).IgnoreError();
+        for (uint32_t r = 0; r < c_.Status("a").ranks(); ++r)
+          c_.Snapshot("a", r, step).IgnoreError();
       }
       const std::string head = c_.state.rank_table("a")->ranks(0).node();
       EndOn(head, step >= spec_.train().steps() ? 0 : kWorkerPlanned);
@@ -268,7 +295,8 @@ class History {
         const uint64_t before = c_.Status("a").committed_step();
         const auto& commit = std::get<CommitCheckpoint>(action);
         EXPECT_GT(commit.step, before) << "C7: only newer steps are committed";
-        c_.Do(CommitFinished{"a", commit.generation, commit.step, absl::OkStatus(), "p"}).IgnoreError();
+        c_.Do(CommitFinished{"a", commit.generation, commit.step, absl::OkStatus(), "p"})
+            .IgnoreError();
         return true;
       }
     }

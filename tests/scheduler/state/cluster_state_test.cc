@@ -48,7 +48,8 @@ TEST(ClusterState, ReadyWaitsForEveryRankAndComparesHashes) {
   EXPECT_TRUE(c.Ready("a", 1, "other").ok());
   const AnswerReady answer = c.Newest<AnswerReady>();
   EXPECT_TRUE(absl::IsAborted(answer.status));
-  EXPECT_THAT(std::string(answer.status.message()), HasSubstr("binary: ranks 0 differ from ranks 1"));
+  EXPECT_THAT(std::string(answer.status.message()),
+              HasSubstr("binary: ranks 0 differ from ranks 1"));
   EXPECT_TRUE(c.End("a", "n1", kWorkerMismatch).ok());
   EXPECT_EQ(c.Status("a").state(), FAILED);
   EXPECT_EQ(c.Status("a").exit_code(), 1);
@@ -304,8 +305,11 @@ TEST(ClusterState, FailuresOutsideTheWindowAreForgotten) {
 }
 
 TEST(ClusterState, SomeExitCodesAreNotRetried) {
-  for (const auto& [code, job_code] : std::vector<std::pair<int, int>>{
-           {kWorkerMismatch, 1}, {kWorkerCorrupt, 1}, {kWorkerNonFinite, 1}, {kWorkerMissing, 1}, {2, 2}}) {
+  for (const auto& [code, job_code] : std::vector<std::pair<int, int>>{{kWorkerMismatch, 1},
+                                                                       {kWorkerCorrupt, 1},
+                                                                       {kWorkerNonFinite, 1},
+                                                                       {kWorkerMissing, 1},
+                                                                       {2, 2}}) {
     ClusterFixture c;
     c.RunOnOneNode();
     EXPECT_TRUE(c.End("a", "n1", code, "rank 0: why").ok());

@@ -21,7 +21,8 @@ TEST(Planner, NumbersRanksOverNodesByName) {
 
 TEST(Planner, AutoExpertDegreeIsTheLargestDivisorOfTheRanks) {
   JobSpec spec = SmallJob("a", 1, 1, 8);
-  for (const auto& [experts, degree] : std::vector<std::pair<int, int>>{{6, 4}, {8, 8}, {1, 1}, {3, 2}}) {
+  for (const auto& [experts, degree] :
+       std::vector<std::pair<int, int>>{{6, 4}, {8, 8}, {1, 1}, {3, 2}}) {
     spec.mutable_model()->mutable_moe()->set_experts(experts);
     const auto plan = PlanGeneration(spec, {{"n1", 8, 8}}, 1);
     ASSERT_TRUE(plan.ok()) << plan.status();
@@ -32,7 +33,8 @@ TEST(Planner, AutoExpertDegreeIsTheLargestDivisorOfTheRanks) {
 TEST(Planner, RefusesTooFewNodesAndSaysWhichAreTooSmall) {
   const auto plan = PlanGeneration(SmallJob("a", 2, 4, 2), {{"n1", 2, 2}, {"n2", 1, 1}}, 1);
   EXPECT_TRUE(absl::IsFailedPrecondition(plan.status()));
-  EXPECT_NE(plan.status().message().find("1 of at least 2 nodes"), std::string::npos) << plan.status();
+  EXPECT_NE(plan.status().message().find("1 of at least 2 nodes"), std::string::npos)
+      << plan.status();
   EXPECT_NE(plan.status().message().find("n2 has 1 slots"), std::string::npos) << plan.status();
 }
 
