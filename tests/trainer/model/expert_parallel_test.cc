@@ -139,8 +139,8 @@ std::string NameOf(const Layout& layout) {
   return absl::StrCat(layout.ranks, " ranks in groups of ", layout.expert_size);
 }
 
-// C3: the layout of the experts changes no result.
-TEST(ExpertParallel, C3FastModeEqualsOneRank) {
+// L9: the layout of the experts changes no result.
+TEST(ExpertParallel, L9FastModeEqualsOneRank) {
   for (const char* more :
        {"", "model { moe { shared_width: 6 pattern { every: 1 first: 0 } } }",
         "recipe { router { select { capacity_factor: 0.8 } score: SIGMOID } }"}) {
@@ -153,8 +153,8 @@ TEST(ExpertParallel, C3FastModeEqualsOneRank) {
   }
 }
 
-// C3: and in reproducible mode no bit.
-TEST(ExpertParallel, C3ReproducibleModeHasTheBitsOfOneRank) {
+// L9: and in reproducible mode no bit.
+TEST(ExpertParallel, L9ReproducibleModeHasTheBitsOfOneRank) {
   for (const char* more : {"", "model { moe { shared_width: 6 pattern { every: 1 first: 0 } } }"}) {
     Step step(SmallJob(more), 5, true);
     const StepResult expected = step.Run(1, 1);
@@ -191,7 +191,7 @@ TEST(ExpertParallel, RanksReportWhatTheyHold) {
 }
 
 // A placement that is neither even nor in order, with one expert on two ranks of a group.
-TEST(ExpertParallel, C3AnyPlacementGivesTheSame) {
+TEST(ExpertParallel, L9AnyPlacementGivesTheSame) {
   const Mesh mesh = Mesh::Flat(3, 3);
   const auto placement = ExpertPlacement::Create(mesh, 4, {{}, {{2}, {0, 2}, {2}, {1}, {2}}});
   ASSERT_TRUE(placement.ok()) << placement.status();

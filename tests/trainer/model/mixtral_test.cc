@@ -1,9 +1,16 @@
 // A Mixtral's numbers, as Hugging Face transformers computes them (tests/peers).
 #include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
 
 #include "absl/strings/str_cat.h"
 #include "tests/trainer/model/mixtral_golden.h"
 #include "tests/trainer/model/model_fixture.h"
+#include "trainer/checkpoint/format/box.h"
+#include "trainer/checkpoint/format/import_mixtral.h"
+#include "trainer/checkpoint/format/manifest.h"
+#include "trainer/checkpoint/restore.h"
 #include "trainer/model/decode.h"
 #include "trainer/model/feed_forward.h"
 #include "trainer/optim/optimizer.h"
@@ -43,6 +50,35 @@ class MixtralGolden : public ::testing::Test {
   FixedWeights weights_;
   MicroBatch batch_;
 };
+
+// So that what is shown of these weights below holds for an imported checkpoint.
+TEST_F(MixtralGolden, ImportGivesTheseParameters) {
+  const std::string to = ::testing::TempDir() + "/mixtral_import_" + std::to_string(getpid());
+  const auto imported = ImportMixtral(&FileSystem::System(), {.from = "tests/peers/golden/mixtral",
+                                                              .to = to,
+                                                              .tokenizer = "",
+                                                              .binary = "test",
+                                                              .created = absl::UnixEpoch(),
+                                                              .progress = {}});
+  ASSERT_TRUE(imported.ok()) << imported.status();
+  const auto step = OpenCheckpoint(&FileSystem::System(), to);
+  const auto manifest = ReadManifest(*step->folder);
+  ASSERT_TRUE(manifest.ok()) << manifest.status();
+  for (const ParameterSpec& parameter : model_.catalog().parameters()) {
+    at::Tensor values = at::empty(parameter.shape, at::kFloat);
+    const std::vector<uint64_t> shape(parameter.shape.begin(), parameter.shape.end());
+    const RestoreTarget target = {.kind = MASTER,
+                                  .name = parameter.name,
+                                  .box = WholeBox(shape),
+                                  .destination = {values.mutable_data_ptr<float>(),
+                                                  static_cast<size_t>(values.numel())}};
+    const absl::Status restored = RestoreObjects(*step->folder, *manifest, {&target, 1}, 1);
+    ASSERT_TRUE(restored.ok()) << restored;
+    EXPECT_TRUE(at::equal(values, weights_.Lease(model_.catalog().Find(parameter.name))))
+        << parameter.name;
+  }
+  std::filesystem::remove_all(to);
+}
 
 TEST_F(MixtralGolden, LossAndRouterProbabilities) {
   const PassOptions options = Options();
