@@ -4,8 +4,10 @@
 #include <fmt/ranges.h>
 
 #include <filesystem>
+#include <iterator>
 #include <regex>
 #include <system_error>
+#include <utility>
 
 namespace moesaic {
 namespace {
@@ -37,19 +39,34 @@ void RankLogs::Take(absl::string_view bytes) {
 void RankLogs::Finish() {
   if (!partial_.empty()) TakeLine(partial_);
   partial_.clear();
+  for (const auto& [rank, text] : std::map(std::move(pending_))) WriteLine(rank, text);
+  pending_.clear();
 }
 
+// mpirun tags what it reads, not what is a line: one may have several tags, even of several ranks.
 void RankLogs::TakeLine(const std::string& line) {
-  static const std::regex tagged(R"(^\[\d+,(\d+)\]<(?:stdout|stderr)>:)");
-  std::smatch match;
-  int rank = kMpirun;
-  std::string text = line;
-  if (std::regex_search(line, match, tagged)) {
-    rank = std::stoi(match[1].str().substr(0, 8));
-    text = match.suffix();
-  } else {
-    TakeMpirunLine(line);
+  static const std::regex tag(R"(\[\d+,(\d+)\]<(?:stdout|stderr)>:)");
+  const auto first = std::sregex_iterator(line.begin(), line.end(), tag);
+  const std::string untagged =
+      first == std::sregex_iterator() ? line : line.substr(0, first->position());
+  if (!untagged.empty()) {
+    TakeMpirunLine(untagged);
+    WriteLine(kMpirun, untagged);
   }
+  int rank = kMpirun;
+  for (auto match = first; match != std::sregex_iterator(); ++match) {
+    const size_t begin = match->position() + match->length();
+    const auto next = std::next(match);
+    const size_t end = next == std::sregex_iterator() ? line.size() : next->position();
+    rank = std::stoi((*match)[1].str().substr(0, 8));
+    pending_[rank] += line.substr(begin, end - begin);
+  }
+  if (rank == kMpirun) return;
+  WriteLine(rank, pending_[rank]);
+  pending_.erase(rank);
+}
+
+void RankLogs::WriteLine(int rank, const std::string& text) {
   std::ofstream& file = files_[rank];
   if (!file.is_open()) {
     file.open(

@@ -31,11 +31,13 @@ class RankLogs {
 
  private:
   void TakeLine(const std::string& line);
+  void WriteLine(int rank, const std::string& text);
   void TakeMpirunLine(const std::string& line);
   std::string LastLines(int rank) const;
 
   const std::string folder_;
   std::string partial_;
+  std::map<int, std::string> pending_;  // begun lines, by rank
   std::map<int, std::ofstream> files_;  // -1: mpirun
   std::map<int, std::deque<std::string>> last_;
   std::optional<int> failed_rank_;

@@ -1,0 +1,74 @@
+#include "launcher/agent/rank_logs.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <iterator>
+
+namespace moesaic {
+namespace {
+
+class RankLogsTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = ::testing::TempDir() + "/moesaic-logs-XXXXXX";
+    dir_ = mkdtemp(pattern.data());
+  }
+  void TearDown() override { std::filesystem::remove_all(dir_); }
+
+  std::string Read(const std::string& name) const {
+    std::ifstream file(dir_ + "/" + name);
+    return {std::istreambuf_iterator<char>(file), {}};
+  }
+
+  std::string dir_;
+};
+
+TEST_F(RankLogsTest, TakesRanksApart) {
+  RankLogs logs(dir_);
+  ASSERT_TRUE(logs.Open().ok());
+  logs.Take("[1,0]<stderr>:first\n[1,1]<std");
+  logs.Take("out>:second\n[1,0]<stderr>:un");
+  logs.Take("finished");
+  logs.Finish();
+  EXPECT_EQ(Read("rank-0.log"), "first\nunfinished\n");
+  EXPECT_EQ(Read("rank-1.log"), "second\n");
+}
+
+TEST_F(RankLogsTest, JoinsALineThatWasWrittenInPieces) {
+  RankLogs logs(dir_);
+  logs.Take("[1,1]<stderr>:fault [1,1]<stderr>:kill [1,0]<stderr>:other\n[1,1]<stderr>:now\n");
+  logs.Finish();
+  EXPECT_EQ(Read("rank-0.log"), "other\n");
+  EXPECT_EQ(Read("rank-1.log"), "fault kill now\n");
+}
+
+TEST_F(RankLogsTest, NamesTheSignalAndTheLastLines) {
+  RankLogs logs(dir_);
+  logs.Take("[1,2]<stderr>:about to fall\n");
+  logs.Take(
+      "mpirun noticed that process rank 2 with PID 0 on node here exited on signal 9 (Killed).\n");
+  logs.Finish();
+  EXPECT_EQ(logs.FirstFailure(),
+            "rank 2 was killed by signal 9 (Killed); its last lines:\n  about to fall");
+}
+
+TEST_F(RankLogsTest, NamesTheExitCode) {
+  RankLogs logs(dir_);
+  logs.Take("  Process name: [[4242,1],3]\n  Exit code:    7\n");
+  logs.Finish();
+  EXPECT_EQ(logs.FirstFailure(), "rank 3 exited with code 7");
+  EXPECT_THAT(Read("mpirun.log"), ::testing::HasSubstr("Exit code"));
+}
+
+TEST_F(RankLogsTest, SaysNothingWhenMpirunSaidNothing) {
+  RankLogs logs(dir_);
+  logs.Take("[1,0]<stderr>:process rank 9 with PID 1 on node x exited on signal 9 (Killed).\n");
+  logs.Finish();
+  EXPECT_EQ(logs.FirstFailure(), "") << "a rank's own words are not mpirun's";
+}
+
+}  // namespace
+}  // namespace moesaic
