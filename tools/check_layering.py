@@ -66,7 +66,7 @@ def check_includes(root, path):
 def check_listed(root, path, cmake_text):
     name = pathlib.PurePath(path).name
     if not re.search(r"(?<![\w.])" + re.escape(name) + r"(?![\w.])", cmake_text):
-        yield f"{path}: no CMakeLists.txt names it, so it is never built"
+        yield f"{path}: no CMakeLists.txt or cmake/*.cmake names it, so it is never built"
 
 
 def main():
@@ -75,6 +75,7 @@ def main():
              for p in (root / top).rglob("*") if p.suffix in (".h", ".cc")]
     cmake_text = "\n".join(p.read_text() for top in {a.split("/")[0] for a in ARROWS}
                            for p in (root / top).rglob("CMakeLists.txt"))
+    cmake_text += "\n".join(p.read_text() for p in (root / "cmake").glob("*.cmake"))
     problems = []
     for path in sorted(files):
         problems += check_includes(root, path)
