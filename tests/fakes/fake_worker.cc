@@ -4,6 +4,8 @@
 //
 // It misbehaves as <run.dir>/faults says: lines "GENERATION RANK STEP FAULT", where FAULT is kill,
 // exit0, exit:<code>, hang or late (never ready; STEP does not matter).
+#include <fmt/format.h>
+
 #include <mpi.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -183,7 +185,8 @@ class FakeWorker {
       if (generation != table_.generation() || rank != rank_) continue;
       if (wanted == fault) Hang();
       if (!wanted.empty() || step != step_) continue;
-      std::cerr << "fault " << fault << " at step " << step_ << std::endl;
+      // One write: mpirun tags what it reads at a time, and may cut between pieces.
+      std::cerr << fmt::format("fault {} at step {}\n", fault, step_);
       if (fault == "kill") raise(SIGKILL);
       if (fault == "hang") Hang();
       if (fault == "exit0") std::_Exit(0);
