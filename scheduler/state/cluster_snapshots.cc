@@ -149,7 +149,7 @@ absl::Status ClusterState::On(const CommitFinished& event) {
   JobStatus* status = job->record.mutable_status();
   status->set_committed_step(event.step);
   status->set_committed_path(event.path);
-  Save(*job);
+  Transition(job, status->state(), std::string(status->reason()));
   Note(job, fmt::format("step {} is saved in {}", event.step, event.path));
   PumpSnapshots(job);
   FinishIfClean(job);
