@@ -1,0 +1,41 @@
+"""Every job file of configs/ trains for a few steps, on less data a step."""
+
+import os
+import pathlib
+import shutil
+
+from harness import EndToEndTest, main
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
+SMALLER = ["train.steps=2", "train.global_batch=4", "train.micro_batch=2", "model.sequence=64",
+           "train.validate_samples=4", "train.schedule={warmup_steps: 0, constant: {}}",
+           "elastic.slots_per_node=2",
+           "launch.oversubscribe=true"]
+
+
+class ConfigsTest(EndToEndTest):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        os.makedirs(cls.path("corpus", "bench"))
+        shutil.copy(cls.path("bpe.model"), cls.path("corpus"))
+        for part in ("train", "validation"):
+            for end in ("bin", "idx"):
+                for folder in ("corpus", "corpus/bench"):
+                    shutil.copy(cls.path(f"{part}.{end}"), cls.path(folder))
+
+    def test_each_trains(self):
+        files = sorted(CONFIGS.rglob("*.yaml"))
+        self.assertTrue(files)
+        for file in files:
+            with self.subTest(file=str(file.relative_to(CONFIGS))):
+                self.expect(0, self.moesaic("config", "check", "-f", str(file)))
+                sets = [word for value in SMALLER for word in ("--set", value)]
+                trained = self.expect(0, self.moesaic("run", "-f", str(file), "-o", "json", *sets))
+                self.assertEqual((trained.json["state"], trained.json["step"]), ("SUCCEEDED", 2))
+                self.assertGreater(trained.json["validation_loss"], 0)
+        self.expect_nothing_left()
+
+
+if __name__ == "__main__":
+    main()
