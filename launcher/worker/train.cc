@@ -38,6 +38,7 @@ int ExitCodeOf(WorkerEnd end) {
     case WorkerEnd::kStale: return kExitStaleGeneration;
     case WorkerEnd::kMismatch: return kExitMismatch;
     case WorkerEnd::kCorrupt: return kExitDataCorrupt;
+    case WorkerEnd::kBadCheckpoint: return kExitCheckpointInvalid;
     case WorkerEnd::kBadInput: return kExitUsage;
     case WorkerEnd::kFailed: return kExitJobFailed;
   }

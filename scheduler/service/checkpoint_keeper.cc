@@ -41,7 +41,7 @@ absl::Status CompareSpecs(const Manifest& manifest, const JobSpec& spec, const s
   }
   const std::vector<std::string> identity = DescribeChanges(manifest.spec(), spec, IDENTITY);
   if (!identity.empty()) {
-    return absl::InvalidArgumentError(
+    return absl::FailedPreconditionError(
         fmt::format("{} is of another model: {}; give another checkpoint.dir, or start anew with "
                     "--resume never",
                     path, fmt::join(identity, "; ")));

@@ -321,20 +321,17 @@ std::optional<ClusterState::Cause> ClusterState::FatalExit(const Generation& end
     case kJobBadConfig:
       return Cause{"the worker refused its configuration", true, kJobBadConfig};
     case kWorkerMismatch:
+    case kWorkerCorrupt:
     case kWorkerNonFinite:
     case kWorkerMissing:
       return Cause{text, true, kJobFailed};
-    case kWorkerCorrupt: {
-      const bool restoring =
-          !ended.was_ready && !ended.table.restore_path().empty() &&
-          std::any_of(ended.ranks.begin(), ended.ranks.end(), [](const RankState& rank) {
-            return rank.progress.phase().empty() || rank.progress.phase() == "restore";
-          });
-      if (!restoring) return Cause{text, true, kJobFailed};
+    case kJobBadCheckpoint: {
+      const std::string& restored = ended.table.restore_path();
+      const std::string path = restored.empty() ? ended.table.spec().train().init_from() : restored;
       return Cause{
           fmt::format("{} is corrupt; move it away to go on from the checkpoint before it, or "
                       "look at it with moesaic ckpt verify",
-                      ended.table.restore_path()),
+                      path),
           true, kJobBadCheckpoint};
     }
     default:

@@ -144,6 +144,7 @@ std::optional<WorkerResult> Generation::FillParameters() {
     trainer_->InitialiseParameters();
     return std::nullopt;
   }
+  if (absl::IsDataLoss(status)) return Ended(WorkerEnd::kBadCheckpoint, std::move(status));
   if (!status.ok()) return FailedInput(status);
   trainer_->PublishWeights();
   return std::nullopt;

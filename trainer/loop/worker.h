@@ -26,7 +26,8 @@ enum class WorkerEnd {
   kStopped,         // stopped on request after a snapshot
   kStale,           // the coordinator has moved on to another generation
   kMismatch,        // the checkpoint or the other ranks do not fit this job
-  kCorrupt,         // a token file, or the checkpoint that was restored
+  kCorrupt,         // a token file
+  kBadCheckpoint,   // the checkpoint that was to be restored is corrupt
   kBadInput,        // a missing or unusable input file
   kFailed,
 };

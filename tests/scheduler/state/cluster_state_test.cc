@@ -324,7 +324,7 @@ TEST(ClusterState, CorruptCheckpointIsExit8AndNamed) {
   ASSERT_TRUE(c.Join("n1", 2).ok());
   ASSERT_TRUE(c.Do(JobSubmitted{SmallJob("a", 1, 1, 2), "auto"}).ok());
   ASSERT_TRUE(c.Restore("a", 40).ok());
-  EXPECT_TRUE(c.End("a", "n1", kWorkerCorrupt, "rank 1: MASTER/head: checksum").ok());
+  EXPECT_TRUE(c.End("a", "n1", kJobBadCheckpoint, "rank 1: MASTER/head: checksum").ok());
   EXPECT_EQ(c.Status("a").exit_code(), kJobBadCheckpoint);
   EXPECT_THAT(c.Status("a").reason(), HasSubstr("checkpoints/step-40"));
 }
