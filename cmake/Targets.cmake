@@ -56,13 +56,13 @@ if(MOESAIC_SANITIZE)
   add_custom_target(sanitized_tests)
 endif()
 
-# Adds the label sanitize to the list named `labels`, and `target` to sanitized_tests, when one of
+# Adds the label sanitize to the list variable named `list`, and `target` to sanitized_tests, when one of
 # the sanitizers given is the one of this build.
-function(moesaic_sanitize_label target labels)
+function(moesaic_sanitize_label target list)
   foreach(sanitizer IN LISTS ARGN)
     if(MOESAIC_SANITIZE MATCHES ${sanitizer})
       add_dependencies(sanitized_tests ${target})
-      set(${labels} "${${labels}};sanitize" PARENT_SCOPE)
+      set(${list} "${${list}};sanitize" PARENT_SCOPE)
     endif()
   endforeach()
 endfunction()

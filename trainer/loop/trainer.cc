@@ -138,12 +138,9 @@ class TrainerImpl : public Trainer {
                           RoundIds(inputs_.mesh, inputs_.rank, plan, round));
   }
 
-  void At(int64_t micro_batch, const char* phase, const std::string& block = "") const {
-    if (inputs_.watchdog == nullptr) return;
-    inputs_.watchdog->SetPlace({.step = state_.step() + 1,
-                                .micro_batch = micro_batch,
-                                .phase = phase,
-                                .block = block});
+  void At(int64_t micro_batch, const char* phase) const {
+    if (!inputs_.progress) return;
+    inputs_.progress({.step = state_.step() + 1, .micro_batch = micro_batch, .phase = phase});
   }
 
   void Record(const MicroBatch& batch, const PassScalars& scalars, StepSums& sums) const;

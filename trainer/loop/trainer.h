@@ -3,6 +3,7 @@
 // coordinator, checkpoints and files. Tests run it with ranks as threads.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -29,7 +30,8 @@ struct TrainerInputs {
   ExpertPlacement placement;
   int rank = 0;                  // in the mesh
   Communicator* world = nullptr; // of all ranks, by rank; must outlive the trainer
-  Watchdog* watchdog = nullptr;  // told where the loop is; may be null
+  // Told where the loop is, on its thread, a few times a micro-batch; may be empty.
+  std::function<void(const LoopPlace&)> progress = {};
   Profile* profile = nullptr;    // where the time goes is noted here; may be null
 };
 

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <exception>
 #include <memory>
 #include <optional>
@@ -26,6 +27,8 @@ namespace {
 // How long a snapshot waits for the one before it, and how often it looks.
 constexpr absl::Duration kBufferDeadline = absl::Seconds(60);
 constexpr absl::Duration kBufferPoll = absl::Milliseconds(2);
+// How often the coordinator hears of progress within a step.
+constexpr absl::Duration kReportInterval = absl::Seconds(1);
 
 template <typename Hash>
 std::string Bytes(const Hash& hash) {
@@ -71,7 +74,8 @@ class Generation {
   bool WaitForFreeBuffer();
   absl::StatusOr<SnapshotReport> CopyState();
   void TakeSnapshot();
-  void Report(const char* phase, const StepOutcome* outcome);
+  void Pass(const LoopPlace& place);
+  void Report(const char* phase, const StepOutcome* outcome = nullptr);
   const JobSpec& spec() const { return table_.spec(); }
   int threads() const { return static_cast<int>(table_.threads()); }
 
@@ -100,12 +104,17 @@ class Generation {
   std::unique_ptr<SnapshotTaker> snapshots_;
   std::vector<int> writers_;  // of the checkpoint, by parameter
   std::unique_ptr<MetricsFile> metrics_;  // rank 0
+  absl::Time reported_ = absl::InfinitePast();
 };
 
 std::optional<WorkerResult> Generation::SetUp() {
   if (inputs_.watchdog != nullptr) {
     inputs_.watchdog->Start(absl::Seconds(spec().health().progress_timeout()));
   }
+  if (absl::Status started = inputs_.client->StartProgress(); !started.ok()) {
+    return RefusedByCoordinator(std::move(started));
+  }
+  Report("open");
   at::set_num_threads(threads());
   auto layout = LayoutOf(table_);
   if (!layout.ok()) return Ended(WorkerEnd::kFailed, layout.status());
@@ -114,7 +123,7 @@ std::optional<WorkerResult> Generation::SetUp() {
                                   .placement = layout->placement,
                                   .rank = rank_,
                                   .world = inputs_.world,
-                                  .watchdog = inputs_.watchdog});
+                                  .progress = [this](const LoopPlace& place) { Pass(place); }});
   if (!trainer.ok()) return FailedInput(trainer.status());
   trainer_ = *std::move(trainer);
   writers_ = CheckpointWriters(trainer_->catalog(), layout->mesh, layout->placement);
@@ -131,6 +140,7 @@ std::optional<WorkerResult> Generation::SetUp() {
 
 std::optional<WorkerResult> Generation::FillParameters() {
   if (inputs_.watchdog != nullptr) inputs_.watchdog->SetPlace({.phase = "restore"});
+  Report("restore");
   const RestoreInto into = {
       .catalog = &trainer_->catalog(), .store = &trainer_->store(), .threads = threads()};
   absl::Status status;
@@ -159,13 +169,12 @@ std::optional<WorkerResult> Generation::AgreeToStart() {
   request.set_restored_step(trainer_->state().step());
   absl::Status status =
       inputs_.client->Ready(request, absl::Seconds(spec().health().start_timeout()));
-  if (status.ok()) status = inputs_.client->StartProgress();
   if (!status.ok()) return RefusedByCoordinator(std::move(status));
   return std::nullopt;
 }
 
 WorkerResult Generation::Train() {
-  Report("start", nullptr);
+  Report("start");
   while (trainer_->state().step() < spec().train().steps()) {
     auto outcome = trainer_->Step(Wish());
     if (!outcome.ok()) return FailedInput(outcome.status());
@@ -179,14 +188,14 @@ WorkerResult Generation::Train() {
       return Ended(WorkerEnd::kStopped, inputs_.client->FinishProgress());
     }
   }
-  Report("done", nullptr);
+  Report("done");
   return Ended(WorkerEnd::kTrained, inputs_.client->FinishProgress());
 }
 
 std::optional<WorkerResult> Generation::FinishStep(StepOutcome outcome) {
   const uint64_t step = trainer_->state().step();
   if (ValidationIsDue(step)) {
-    Report("validate", nullptr);
+    Report("validate");
     const auto validation = trainer_->Validate(spec().train().validate_samples());
     if (!validation.ok()) return FailedInput(validation.status());
     outcome.metrics.set_validation_loss(validation->loss);
@@ -245,15 +254,29 @@ void Generation::TakeSnapshot() {
   }
 }
 
-void Generation::Report(const char* phase, const StepOutcome* outcome) {
+// The coordinator hears of a long step or validation while it lasts.
+void Generation::Pass(const LoopPlace& place) {
+  if (inputs_.watchdog != nullptr) inputs_.watchdog->SetPlace(place);
+  const absl::Time now = absl::Now();
+  if (now < reported_ + kReportInterval) return;
   StepReport report;
   report.set_step(trainer_->state().step());
+  report.set_phase(place.phase);
+  report.set_micro_batch(static_cast<uint64_t>(std::max<int64_t>(place.micro_batch, 0)));
+  inputs_.client->Report(report);
+  reported_ = now;
+}
+
+void Generation::Report(const char* phase, const StepOutcome* outcome) {
+  StepReport report;
+  report.set_step(trainer_ == nullptr ? 0 : trainer_->state().step());
   report.set_phase(phase);
   if (outcome != nullptr) {
     report.set_phase_seconds(outcome->times.forward_backward);
     if (rank_ == 0) *report.mutable_metrics() = outcome->metrics;
   }
   inputs_.client->Report(report);
+  reported_ = absl::Now();
 }
 
 WorkerResult RunGeneration(const WorkerInputs& inputs) {
