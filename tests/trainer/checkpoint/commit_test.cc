@@ -17,7 +17,7 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-constexpr char kRoot[] = "/work/checkpoints";
+constexpr char kRoot[] = "/disk/checkpoints";
 
 std::unique_ptr<CheckpointRoot> OpenRoot(FileSystem* files) {
   auto root = CheckpointRoot::Open(files, kRoot);
@@ -54,7 +54,7 @@ TEST(CommitTest, WhatIsCommittedVerifies) {
   request.tokenizer = "/data/bpe.model";
   const auto committed = root->Commit(request);
   ASSERT_TRUE(committed.ok()) << committed.status();
-  EXPECT_EQ(committed->path, "/work/checkpoints/step-000000007");
+  EXPECT_EQ(committed->path, "/disk/checkpoints/step-000000007");
   EXPECT_FALSE(committed->was_there);
   EXPECT_EQ(files.Read(committed->path + "/tokenizer.model"), "tokens");
   EXPECT_THAT(files.List(std::string(kRoot) + "/.staging"), IsEmpty());
