@@ -138,9 +138,18 @@ class TrainerImpl : public Trainer {
                           RoundIds(inputs_.mesh, inputs_.rank, plan, round));
   }
 
-  void At(int64_t micro_batch, const char* phase) const {
+  void At(int64_t micro_batch, const char* phase, const std::string& block = "") const {
     if (!inputs_.progress) return;
-    inputs_.progress({.step = state_.step() + 1, .micro_batch = micro_batch, .phase = phase});
+    inputs_.progress({.step = state_.step() + 1,
+                      .micro_batch = micro_batch,
+                      .phase = phase,
+                      .block = block});
+  }
+
+  // So that a dump names the layer that was waiting.
+  TransformerPass::Watch WatchBlocks(int64_t micro_batch, const char* phase) const {
+    if (!inputs_.progress) return {};
+    return [this, micro_batch, phase](const Block& block) { At(micro_batch, phase, block.name()); };
   }
 
   void Record(const MicroBatch& batch, const PassScalars& scalars, StepSums& sums) const;
@@ -189,10 +198,8 @@ absl::Status TrainerImpl::RunRounds(const StepPlan& step, StepSums& sums) {
     });
     if (!batch.ok()) return batch.status();
     TransformerPass pass(transformer_, *batch, options, store_);
-    At(batch->id, "forward");
-    pass.RunForward();
-    At(batch->id, "backward");
-    pass.RunBackward(gradients_);
+    pass.RunForward(WatchBlocks(batch->id, "forward"));
+    pass.RunBackward(gradients_, WatchBlocks(batch->id, "backward"));
     Record(*batch, pass.scalars(), sums);
   }
   return absl::OkStatus();
@@ -301,8 +308,7 @@ absl::StatusOr<ValidationResult> TrainerImpl::Validate(uint64_t samples) {
     });
     if (!batch.ok()) return batch.status();
     TransformerPass pass(transformer_, *batch, options, store_);
-    At(batch->id, "validate");
-    pass.RunForward();
+    pass.RunForward(WatchBlocks(batch->id, "validate"));
     Record(*batch, pass.scalars(), sums);
   }
   sums.Reduce(*data_communicator_);

@@ -99,16 +99,18 @@ TransformerPass::TransformerPass(const Transformer& model, const MicroBatch& mic
   }
 }
 
-void TransformerPass::RunForward() {
+void TransformerPass::RunForward(const Watch& watch) {
   Bundle bundle;
   for (size_t i = 0; i < contexts_.size(); ++i) {
+    if (watch) watch(*model_.blocks()[i]);
     bundle = model_.blocks()[i]->Forward(bundle, contexts_[i]);
   }
 }
 
-void TransformerPass::RunBackward(GradientSink& sink) {
+void TransformerPass::RunBackward(GradientSink& sink, const Watch& watch) {
   Bundle gradient;
   for (size_t i = contexts_.size(); i-- > 0;) {
+    if (watch) watch(*model_.blocks()[i]);
     gradient = model_.blocks()[i]->BackwardInput(gradient, contexts_[i]);
     model_.blocks()[i]->BackwardWeight(contexts_[i], sink);
     contexts_[i].saved.reset();

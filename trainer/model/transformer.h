@@ -1,6 +1,7 @@
 // Transformer: the list of blocks of a model, and passes of one micro-batch over all of them.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -63,11 +64,14 @@ class TransformerPass {
   TransformerPass(const TransformerPass&) = delete;
   TransformerPass& operator=(const TransformerPass&) = delete;
 
+  // Told of each block before it runs, by those who watch for hangs; may be empty.
+  using Watch = std::function<void(const Block&)>;
+
   // All blocks forward; the loss is in scalars() then.
-  void RunForward();
+  void RunForward(const Watch& watch = {});
   // All blocks backward, each reporting its weights' gradients right after its input's; needs
   // PassOptions::training. Once, after RunForward.
-  void RunBackward(GradientSink& sink);
+  void RunBackward(GradientSink& sink, const Watch& watch = {});
 
   const PassScalars& scalars() const { return scalars_; }
   // By block; for a loop that drives the blocks itself, and for tests.
