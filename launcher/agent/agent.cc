@@ -154,6 +154,9 @@ class RunningAgent : public Agent {
       case AgentCommand::kWelcome:
         LogDebug("agent {} is registered", options_.name);
         break;
+      case AgentCommand::kReplicate:
+      case AgentCommand::kKeep:
+      case AgentCommand::kLeave:
       case AgentCommand::KIND_NOT_SET:
         break;
     }
