@@ -20,7 +20,8 @@ constexpr char kNode[] = "local";
 constexpr absl::Duration kCallDeadline = absl::Seconds(10);
 
 absl::Status CheckHost(const JobSpec& spec, uint32_t cores) {
-  const absl::StatusOr<GenerationPlan> plan = PlanGeneration(spec, {{kNode, cores, cores}}, 1);
+  const absl::StatusOr<GenerationPlan> plan =
+      PlanGeneration({.spec = &spec, .nodes = {{.id = kNode, .slots = cores, .cores = cores}}});
   if (!absl::IsFailedPrecondition(plan.status())) return plan.status();
   if (spec.elastic().nodes().min() > 1) {
     return absl::ResourceExhaustedError(

@@ -230,7 +230,9 @@ void ClusterState::TryPlan(Job* job) {
   if (now_ < job->not_before) return;
   if (WaitForOldGeneration(job)) return;
   const absl::StatusOr<GenerationPlan> plan =
-      PlanGeneration(job->spec(), UsableNodes(job, true), job->record.status().generation() + 1);
+      PlanGeneration({.spec = &job->spec(),
+                      .nodes = UsableNodes(job, true),
+                      .placement_epoch = job->record.status().generation() + 1});
   if (absl::IsInvalidArgument(plan.status())) {
     EndJob(job, FAILED, kJobBadConfig, std::string(plan.status().message()));
   } else if (!plan.ok()) {
@@ -243,7 +245,7 @@ void ClusterState::TryPlan(Job* job) {
 }
 
 void ClusterState::WaitForNodes(Job* job, const absl::Status& refusal) {
-  const bool exist = PlanGeneration(job->spec(), UsableNodes(job, false), 1).ok();
+  const bool exist = PlanGeneration({.spec = &job->spec(), .nodes = UsableNodes(job, false)}).ok();
   const JobState state = exist ? QUEUED : WAITING;
   std::string reason = exist ? "its nodes are busy; " : "waiting for nodes: ";
   reason += std::string(refusal.message());
@@ -296,7 +298,9 @@ absl::Status ClusterState::On(const RestoreChosen& event) {
   // not free, and WAITING looks after it.
   if (WaitForOldGeneration(job)) return absl::OkStatus();
   const absl::StatusOr<GenerationPlan> plan =
-      PlanGeneration(job->spec(), UsableNodes(job, true), status->generation() + 1);
+      PlanGeneration({.spec = &job->spec(),
+                      .nodes = UsableNodes(job, true),
+                      .placement_epoch = status->generation() + 1});
   if (!plan.ok()) {
     WaitForNodes(job, plan.status());
     return absl::OkStatus();
@@ -387,7 +391,9 @@ void ClusterState::DrainForMoreNodes(Job* job) {
     if (now_ < node.joined + options_.join_wait) return;
   }
   const absl::StatusOr<GenerationPlan> plan =
-      PlanGeneration(job->spec(), UsableNodes(job, true), live->number + 1);
+      PlanGeneration({.spec = &job->spec(),
+                      .nodes = UsableNodes(job, true),
+                      .placement_epoch = live->number + 1});
   if (!plan.ok() || plan->nodes.size() <= live->nodes.size()) return;
   live->draining_for_nodes = true;
   live->control.set_stop(true);

@@ -13,6 +13,8 @@
 namespace moesaic {
 namespace {
 
+constexpr double kMostTokens = 1e18;  // a step, of one expert: beyond it the record is damaged
+
 int64_t Rounds(const JobSpec& spec, uint32_t ranks) {
   const int64_t micro_batches = spec.train().global_batch() / spec.train().micro_batch();
   return MicroBatchPlan{micro_batches, static_cast<int>(ranks)}.rounds();
@@ -30,6 +32,18 @@ std::optional<uint32_t> ExpertDegree(const JobSpec& spec, uint32_t ranks) {
   return degree;
 }
 
+// How many nodes a job may have: its own range, or what `resize` asked for.
+struct NodeLimits {
+  uint32_t min = 0;
+  uint32_t max = 0;
+};
+
+NodeLimits LimitsOf(const PlanInput& input) {
+  const NodeRange& nodes = input.spec->elastic().nodes();
+  return {input.min_nodes > 0 ? input.min_nodes : nodes.min(),
+          input.max_nodes > 0 ? input.max_nodes : nodes.max()};
+}
+
 // Splits off the nodes that cannot hold a job's ranks.
 std::vector<SpareNode> TakeUnusable(const JobSpec& spec, std::vector<PlanNode>* nodes) {
   const uint32_t wanted = spec.elastic().slots_per_node();
@@ -44,22 +58,76 @@ std::vector<SpareNode> TakeUnusable(const JobSpec& spec, std::vector<PlanNode>* 
   return spares;
 }
 
-absl::Status TooFewNodes(const JobSpec& spec, size_t usable, const std::vector<SpareNode>& spares) {
-  std::string message = fmt::format("{} of at least {} nodes with {} slots", usable,
-                                    spec.elastic().nodes().min(), spec.elastic().slots_per_node());
+absl::Status TooFewNodes(const JobSpec& spec, uint32_t min, size_t usable,
+                         const std::vector<SpareNode>& spares) {
+  std::string message = fmt::format("{} of at least {} nodes with {} slots", usable, min,
+                                    spec.elastic().slots_per_node());
   for (const SpareNode& spare : spares) message += "; " + spare.reason;
   return absl::FailedPreconditionError(message);
 }
 
 // The number of nodes to use, or nothing when the expert degree fits none.
-std::optional<uint32_t> ChooseNodes(const JobSpec& spec, uint32_t usable) {
+std::optional<uint32_t> ChooseNodes(const JobSpec& spec, uint32_t min, uint32_t usable) {
   const uint32_t slots = spec.elastic().slots_per_node();
   std::optional<uint32_t> best;
-  for (uint32_t n = spec.elastic().nodes().min(); n <= usable; ++n) {
+  for (uint32_t n = min; n <= usable; ++n) {
     if (!ExpertDegree(spec, n * slots)) continue;
     if (!best || Rounds(spec, n * slots) < Rounds(spec, *best * slots)) best = n;
   }
   return best;
+}
+
+// Why `count` nodes are used and the one that would be number `number` (from 1) is not.
+std::string WhySpare(const JobSpec& spec, const NodeLimits& limits, uint32_t count, uint32_t usable,
+                     uint32_t number) {
+  if (number > limits.max) return fmt::format("the job takes at most {} nodes", limits.max);
+  const uint32_t slots = spec.elastic().slots_per_node();
+  for (uint32_t n = number; n <= usable; ++n) {
+    if (!ExpertDegree(spec, n * slots)) continue;
+    return fmt::format("{} nodes would need as many rounds of micro-batches a step ({}) as {}", n,
+                       Rounds(spec, count * slots), count);
+  }
+  return fmt::format("parallel.expert {} divides the ranks of {} nodes with {} slots, not of {}",
+                     spec.parallel().expert(), count, slots, number);
+}
+
+std::string WhyLayout(const JobSpec& spec, const NodeLimits& limits, uint32_t count,
+                      int64_t rounds) {
+  return fmt::format(
+      "{} of {} to {} nodes: {} micro-batches a step in {} round{}, and no legal number of the "
+      "nodes that are there needs fewer",
+      count, limits.min, limits.max, spec.train().global_batch() / spec.train().micro_batch(),
+      rounds, rounds == 1 ? "" : "s");
+}
+
+// The first `count` nodes: those of the last generation on their old places as far as there are
+// such places, and the others, by id, on the places that are free. The rest follows by id.
+void Arrange(const std::vector<std::string>& previous, uint32_t count,
+             std::vector<PlanNode>* nodes) {
+  std::map<std::string, size_t> old_place;
+  for (size_t i = 0; i < previous.size(); ++i) old_place.emplace(previous[i], i);
+  const auto place = [&](const PlanNode& node) {
+    const auto found = old_place.find(node.id);
+    return found == old_place.end() ? previous.size() : found->second;
+  };
+  std::sort(nodes->begin(), nodes->end(), [&](const PlanNode& a, const PlanNode& b) {
+    return std::make_pair(place(a), a.id) < std::make_pair(place(b), b.id);
+  });
+  std::vector<std::optional<PlanNode>> used(count);
+  std::vector<PlanNode> moved;
+  for (uint32_t i = 0; i < count; ++i) {
+    PlanNode& node = (*nodes)[i];
+    const size_t at = place(node);
+    if (at < std::min<size_t>(count, previous.size())) {
+      used[at] = std::move(node);
+    } else {
+      moved.push_back(std::move(node));
+    }
+  }
+  auto next = moved.begin();
+  for (uint32_t i = 0; i < count; ++i) {
+    (*nodes)[i] = used[i] ? *std::move(used[i]) : std::move(*next++);
+  }
 }
 
 uint32_t Threads(const JobSpec& spec, const std::vector<PlanNode>& nodes) {
@@ -95,30 +163,28 @@ std::vector<int> ExpertsOfLayers(const ModelSpec& model) {
 
 }  // namespace
 
-absl::StatusOr<GenerationPlan> PlanGeneration(const JobSpec& spec, std::vector<PlanNode> nodes,
-                                              uint64_t placement_epoch) {
-  std::sort(nodes.begin(), nodes.end(),
-            [](const PlanNode& a, const PlanNode& b) { return a.id < b.id; });
+absl::StatusOr<GenerationPlan> PlanGeneration(const PlanInput& input) {
+  const JobSpec& spec = *input.spec;
+  const NodeLimits limits = LimitsOf(input);
+  std::vector<PlanNode> nodes = input.nodes;
   std::vector<SpareNode> spares = TakeUnusable(spec, &nodes);
-  if (nodes.size() < spec.elastic().nodes().min()) return TooFewNodes(spec, nodes.size(), spares);
+  if (nodes.size() < limits.min) return TooFewNodes(spec, limits.min, nodes.size(), spares);
 
   const uint32_t slots = spec.elastic().slots_per_node();
-  const uint32_t usable =
-      std::min(static_cast<uint32_t>(nodes.size()), spec.elastic().nodes().max());
-  const std::optional<uint32_t> count = ChooseNodes(spec, usable);
+  const uint32_t usable = std::min(static_cast<uint32_t>(nodes.size()), limits.max);
+  const std::optional<uint32_t> count = ChooseNodes(spec, limits.min, usable);
   if (!count) {
     return absl::InvalidArgumentError(fmt::format(
         "parallel.expert {} divides the ranks of no number of nodes from {} to {} with {} slots "
         "each; choose a divisor of the ranks, or leave it auto",
-        spec.parallel().expert(), spec.elastic().nodes().min(), usable, slots));
+        spec.parallel().expert(), limits.min, usable, slots));
   }
-  for (size_t i = *count; i < nodes.size(); ++i) {
-    spares.push_back(
-        {nodes[i].id,
-         i >= spec.elastic().nodes().max()
-             ? fmt::format("elastic.nodes.max is {}", spec.elastic().nodes().max())
-             : fmt::format("{} nodes need as many rounds of micro-batches a step", *count)});
+  Arrange(input.previous_nodes, *count, &nodes);
+  for (uint32_t i = *count; i < nodes.size(); ++i) {
+    spares.push_back({nodes[i].id, WhySpare(spec, limits, *count, usable, i + 1)});
   }
+  std::sort(spares.begin(), spares.end(),
+            [](const SpareNode& a, const SpareNode& b) { return a.id < b.id; });
   nodes.resize(*count);
 
   const uint32_t degree = *ExpertDegree(spec, *count * slots);
@@ -133,15 +199,38 @@ absl::StatusOr<GenerationPlan> PlanGeneration(const JobSpec& spec, std::vector<P
     }
   }
   absl::StatusOr<ExpertPlacement> placed =
-      ExpertPlacement::Create(*mesh, placement_epoch, std::move(holders));
+      ExpertPlacement::Create(*mesh, input.placement_epoch, std::move(holders));
   if (!placed.ok()) return placed.status();
 
   const uint32_t threads = Threads(spec, nodes);
   std::string layout =
       fmt::format("{} node{}, data {}, expert {}, {} thread{} a rank", *count,
                   *count == 1 ? "" : "s", mesh->size(), degree, threads, threads == 1 ? "" : "s");
-  return GenerationPlan{std::move(nodes),   std::move(spares), *std::move(mesh),
-                        *std::move(placed), threads,           std::move(layout)};
+  const int64_t rounds = Rounds(spec, *count * slots);
+  return GenerationPlan{.nodes = std::move(nodes),
+                        .spares = std::move(spares),
+                        .mesh = *std::move(mesh),
+                        .placement = *std::move(placed),
+                        .threads = threads,
+                        .rounds = rounds,
+                        .layout = std::move(layout),
+                        .reason = WhyLayout(spec, limits, *count, rounds)};
+}
+
+ExpertLoad RecordedLoad(const JobSpec& spec, const TrainingState& state) {
+  const std::vector<int> experts = ExpertsOfLayers(spec.model());
+  ExpertLoad load(experts.size());
+  for (const LayerLoad& layer : state.expert_load()) {
+    if (layer.layer() >= load.size()) return {};
+    load[layer.layer()].assign(layer.tokens().begin(), layer.tokens().end());
+  }
+  for (size_t layer = 0; layer < load.size(); ++layer) {
+    if (load[layer].size() != static_cast<size_t>(experts[layer])) return {};
+    for (const double tokens : load[layer]) {
+      if (!(tokens >= 0 && tokens <= kMostTokens)) return {};
+    }
+  }
+  return load;
 }
 
 RankTable MakeRankTable(const JobSpec& spec, const GenerationPlan& plan) {

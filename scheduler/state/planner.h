@@ -7,8 +7,10 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "parallel/layout/expert_load.h"
 #include "parallel/layout/expert_placement.h"
 #include "parallel/layout/mesh.h"
+#include "proto/checkpoint.pb.h"
 #include "proto/coordinator.pb.h"
 #include "proto/job.pb.h"
 
@@ -18,6 +20,7 @@ struct PlanNode {
   std::string id;
   uint32_t slots = 0;
   uint32_t cores = 0;
+  uint64_t memory_bytes = 0;  // 0: unknown
 };
 
 // A node that stays idle, and why.
@@ -26,23 +29,42 @@ struct SpareNode {
   std::string reason;
 };
 
+struct PlanInput {
+  const JobSpec* spec = nullptr;  // resolved and valid
+  std::vector<PlanNode> nodes;    // that may be used, in any order
+  uint64_t placement_epoch = 0;
+  ExpertLoad load = {};  // RecordedLoad of the checkpoint to restore
+  // Nodes of the last generation in the order of their ranks. Those that are still there keep their
+  // ranks as far as they can, newcomers take the places that are free.
+  std::vector<std::string> previous_nodes = {};
+  // In place of elastic.nodes.min and max, as `resize` asks; 0: the job's.
+  uint32_t min_nodes = 0;
+  uint32_t max_nodes = 0;
+};
+
 struct GenerationPlan {
-  std::vector<PlanNode> nodes;  // used, by id; rank r sits on nodes[r / slots_per_node]
-  std::vector<SpareNode> spares;
+  std::vector<PlanNode> nodes;    // used; rank r sits on nodes[r / slots_per_node]
+  std::vector<SpareNode> spares;  // by id
   Mesh mesh;
   ExpertPlacement placement;
   uint32_t threads = 1;  // a rank
+  int64_t rounds = 0;    // of micro-batches a step: what its duration grows with
   std::string layout;    // for people: "2 nodes, data 4, expert 2"
+  std::string reason;    // for people: why this layout and no other
 };
 
-// Ranks are numbered over the nodes sorted by id. The global batch is the job's, whatever the
-// nodes: ranks share its micro-batches, so a step means the same in every generation. Takes the
-// fewest nodes that need as few rounds of micro-batches as elastic.nodes.max would.
+// A pure function: the same input gives the same plan, whatever the order of its nodes.
 //
-// `spec` must be resolved and valid. FailedPrecondition: too few usable nodes (the message says
-// what is missing). InvalidArgument: parallel.expert fits no number of nodes that are there.
-absl::StatusOr<GenerationPlan> PlanGeneration(const JobSpec& spec, std::vector<PlanNode> nodes,
-                                              uint64_t placement_epoch);
+// The global batch is the job's, whatever the nodes: ranks share its micro-batches, so a step means
+// the same in every generation. Takes the fewest nodes that need as few rounds of micro-batches as
+// all of them would; of the nodes there are, those of the last generation first, then by id.
+//
+// FailedPrecondition: too few usable nodes (the message says what is missing). InvalidArgument:
+// parallel.expert fits no number of nodes that are there.
+absl::StatusOr<GenerationPlan> PlanGeneration(const PlanInput& input);
+
+// The load that a checkpoint recorded. Empty (unknown) when it has none, or none that fits the job.
+ExpertLoad RecordedLoad(const JobSpec& spec, const TrainingState& state);
 
 // Ranks and placement of a plan as workers get them; the other fields are the caller's.
 RankTable MakeRankTable(const JobSpec& spec, const GenerationPlan& plan);

@@ -2,13 +2,29 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "tests/scheduler/state/cluster_fixture.h"
 
 namespace moesaic {
 namespace {
 
+absl::StatusOr<GenerationPlan> Plan(const JobSpec& spec, std::vector<PlanNode> nodes,
+                                    uint64_t epoch = 1, std::vector<std::string> previous = {}) {
+  return PlanGeneration({.spec = &spec,
+                         .nodes = std::move(nodes),
+                         .placement_epoch = epoch,
+                         .previous_nodes = std::move(previous)});
+}
+
+std::vector<std::string> Names(const GenerationPlan& plan) {
+  std::vector<std::string> names;
+  for (const PlanNode& node : plan.nodes) names.push_back(node.id);
+  return names;
+}
+
 TEST(Planner, NumbersRanksOverNodesByName) {
-  const auto plan = PlanGeneration(SmallJob("a", 1, 4, 2), {{"n2", 2, 8}, {"n1", 2, 8}}, 7);
+  const auto plan = Plan(SmallJob("a", 1, 4, 2), {{"n2", 2, 8}, {"n1", 2, 8}}, 7);
   ASSERT_TRUE(plan.ok()) << plan.status();
   ASSERT_EQ(plan->mesh.size(), 4);
   EXPECT_EQ(plan->mesh.place(0).node, "n1");
@@ -24,14 +40,14 @@ TEST(Planner, AutoExpertDegreeIsTheLargestDivisorOfTheRanks) {
   for (const auto& [experts, degree] :
        std::vector<std::pair<int, int>>{{6, 4}, {8, 8}, {1, 1}, {3, 2}}) {
     spec.mutable_model()->mutable_moe()->set_experts(experts);
-    const auto plan = PlanGeneration(spec, {{"n1", 8, 8}}, 1);
+    const auto plan = Plan(spec, {{"n1", 8, 8}}, 1);
     ASSERT_TRUE(plan.ok()) << plan.status();
     EXPECT_EQ(plan->mesh.expert_size(), degree) << experts << " experts";
   }
 }
 
 TEST(Planner, RefusesTooFewNodesAndSaysWhichAreTooSmall) {
-  const auto plan = PlanGeneration(SmallJob("a", 2, 4, 2), {{"n1", 2, 2}, {"n2", 1, 1}}, 1);
+  const auto plan = Plan(SmallJob("a", 2, 4, 2), {{"n1", 2, 2}, {"n2", 1, 1}}, 1);
   EXPECT_TRUE(absl::IsFailedPrecondition(plan.status()));
   EXPECT_NE(plan.status().message().find("1 of at least 2 nodes"), std::string::npos)
       << plan.status();
@@ -40,9 +56,9 @@ TEST(Planner, RefusesTooFewNodesAndSaysWhichAreTooSmall) {
 
 TEST(Planner, OversubscribeUsesSmallNodes) {
   JobSpec spec = SmallJob("a", 1, 1, 4);
-  EXPECT_FALSE(PlanGeneration(spec, {{"n1", 2, 2}}, 1).ok());
+  EXPECT_FALSE(Plan(spec, {{"n1", 2, 2}}, 1).ok());
   spec.mutable_launch()->set_oversubscribe(true);
-  const auto plan = PlanGeneration(spec, {{"n1", 2, 2}}, 1);
+  const auto plan = Plan(spec, {{"n1", 2, 2}}, 1);
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_EQ(plan->mesh.size(), 4);
   EXPECT_EQ(plan->threads, 1u);
@@ -51,7 +67,7 @@ TEST(Planner, OversubscribeUsesSmallNodes) {
 TEST(Planner, KeepsANodeSpareThatSavesNoRound) {
   JobSpec spec = SmallJob("a", 1, 3, 2);
   spec.mutable_train()->set_global_batch(4);  // four micro-batches: two nodes do them in one round
-  const auto plan = PlanGeneration(spec, {{"n1", 2, 2}, {"n2", 2, 2}, {"n3", 2, 2}}, 1);
+  const auto plan = Plan(spec, {{"n1", 2, 2}, {"n2", 2, 2}, {"n3", 2, 2}}, 1);
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_EQ(plan->nodes.size(), 2u);
   ASSERT_EQ(plan->spares.size(), 1u);
@@ -59,20 +75,71 @@ TEST(Planner, KeepsANodeSpareThatSavesNoRound) {
   EXPECT_NE(plan->spares[0].reason.find("rounds"), std::string::npos);
 }
 
+TEST(Planner, SurvivingNodesKeepTheirPlacesAndNewcomersFillTheGaps) {
+  JobSpec spec = SmallJob("a", 1, 4, 1);
+  const std::vector<PlanNode> nodes = {{"n1", 1, 1}, {"n3", 1, 1}, {"n9", 1, 1}, {"n0", 1, 1}};
+  auto plan = Plan(spec, nodes, 2, {"n3", "n2", "n9"});
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(Names(*plan), (std::vector<std::string>{"n3", "n0", "n9", "n1"}));
+  // With room for two, the survivors come first.
+  spec.mutable_elastic()->mutable_nodes()->set_max(2);
+  plan = Plan(spec, nodes, 2, {"n2", "n3", "n9"});
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(Names(*plan), (std::vector<std::string>{"n9", "n3"}));
+  ASSERT_EQ(plan->spares.size(), 2u);
+  EXPECT_EQ(plan->spares[0].id, "n0");
+  EXPECT_NE(plan->spares[0].reason.find("at most 2 nodes"), std::string::npos);
+}
+
+TEST(Planner, ResizeWinsOverTheJobsRange) {
+  const JobSpec spec = SmallJob("a", 2, 2, 1);
+  PlanInput input{.spec = &spec, .nodes = {{"n1", 1, 1}, {"n2", 1, 1}, {"n3", 1, 1}, {"n4", 1, 1}}};
+  input.min_nodes = input.max_nodes = 4;
+  auto plan = PlanGeneration(input);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->nodes.size(), 4u);
+  input.nodes.pop_back();
+  EXPECT_TRUE(absl::IsFailedPrecondition(PlanGeneration(input).status()));
+}
+
 TEST(Planner, ExplicitExpertDegreeMustDivideTheRanks) {
   JobSpec spec = SmallJob("a", 1, 3, 2);
   spec.mutable_parallel()->set_expert(4);
   const std::vector<PlanNode> three = {{"n1", 2, 2}, {"n2", 2, 2}, {"n3", 2, 2}};
-  const auto plan = PlanGeneration(spec, three, 1);
+  const auto plan = Plan(spec, three, 1);
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_EQ(plan->mesh.size(), 4);  // six ranks would not do
   spec.mutable_parallel()->set_expert(5);
-  EXPECT_TRUE(absl::IsInvalidArgument(PlanGeneration(spec, three, 1).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(Plan(spec, three, 1).status()));
+}
+
+TEST(Planner, RecordedLoadMustFitTheJob) {
+  const JobSpec spec = SmallJob("a", 1, 1, 1);  // two layers of six experts
+  TrainingState state;
+  EXPECT_TRUE(RecordedLoad(spec, state).empty());
+  for (const int layer : {0, 1}) {
+    LayerLoad* load = state.add_expert_load();
+    load->set_layer(layer);
+    for (int e = 0; e < 6; ++e) load->add_tokens(layer + e);
+  }
+  const ExpertLoad load = RecordedLoad(spec, state);
+  ASSERT_EQ(load.size(), 2u);
+  EXPECT_EQ(load[1], (std::vector<double>{1, 2, 3, 4, 5, 6}));
+
+  TrainingState damaged = state;
+  damaged.mutable_expert_load(1)->set_tokens(3, std::nan(""));
+  EXPECT_TRUE(RecordedLoad(spec, damaged).empty());
+  damaged = state;
+  damaged.mutable_expert_load(1)->set_layer(2);
+  EXPECT_TRUE(RecordedLoad(spec, damaged).empty());
+  damaged = state;
+  damaged.mutable_expert_load(0)->add_tokens(1);
+  EXPECT_TRUE(RecordedLoad(spec, damaged).empty());
 }
 
 TEST(Planner, RankTableHasEveryExpertOfEveryLayer) {
   const JobSpec spec = SmallJob("a", 1, 1, 4);
-  const auto plan = PlanGeneration(spec, {{"n1", 4, 4}}, 3);
+  const auto plan = Plan(spec, {{"n1", 4, 4}}, 3);
   ASSERT_TRUE(plan.ok());
   const RankTable table = MakeRankTable(spec, *plan);
   EXPECT_EQ(table.ranks_size(), 4);
