@@ -6,6 +6,8 @@
 #include <memory>
 #include <string>
 
+#include "base/foreign_text.h"
+
 namespace moesaic {
 namespace {
 
@@ -32,24 +34,10 @@ std::shared_ptr<spdlog::logger>& Logger() {
   return logger;
 }
 
-std::string Escaped(std::string_view text) {
-  std::string out;
-  out.reserve(text.size());
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte >= 0x20 || c == '\n' || c == '\t') {
-      out += c;
-    } else {
-      out += fmt::format("\\x{:02x}", byte);
-    }
-  }
-  return out;
-}
-
 }  // namespace
 
 void LogLine(LogLevel level, std::string_view text) {
-  Logger()->log(ToSpdlog(level), "{}", Escaped(text));
+  Logger()->log(ToSpdlog(level), "{}", EscapeControls(absl::string_view(text.data(), text.size())));
 }
 
 void ConfigureLog(std::string_view name, LogLevel lowest) {

@@ -15,6 +15,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "base/foreign_text.h"
 #include "proto/field_text.h"
 
 namespace moesaic {
@@ -114,14 +115,6 @@ void DeriveFields(JobSpec* spec) {
 }
 
 // --- Rules of one field --------------------------------------------------------------------------
-
-bool IsName(absl::string_view text) {
-  if (text.empty() || text.size() > 63 || absl::StrContains(text, "..")) return false;
-  auto alphanumeric = [](char c) { return absl::ascii_islower(c) || absl::ascii_isdigit(c); };
-  if (!alphanumeric(text[0])) return false;
-  return std::all_of(text.begin(), text.end(),
-                     [&](char c) { return alphanumeric(c) || c == '.' || c == '_' || c == '-'; });
-}
 
 double NumberOf(const Message& message, const FieldDescriptor& field) {
   const Reflection& reflection = *message.GetReflection();

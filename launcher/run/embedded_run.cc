@@ -54,7 +54,7 @@ class LocalRun : public EmbeddedRun {
     auto core = CoordinatorCore::Open(std::move(coordinator));
     if (!core.ok()) return core.status();
     core_ = *std::move(core);
-    auto server = CoordinatorServer::Start(core_.get(), 0);
+    auto server = CoordinatorServer::Start(core_.get(), ServerOptions());
     if (!server.ok()) return server.status();
     server_ = *std::move(server);
     stub_ = Coordinator::NewStub(OpenCoordinatorChannel(server_->address()));

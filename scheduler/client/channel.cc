@@ -1,24 +1,72 @@
 #include "scheduler/client/channel.h"
 
 #include <grpcpp/create_channel.h>
-#include <grpcpp/security/credentials.h>
+
+#include <chrono>
+
+#include "scheduler/certs/certificate.h"
 
 namespace moesaic {
+namespace {
 
-std::shared_ptr<grpc::Channel> OpenCoordinatorChannel(const std::string& target) {
+struct Setting {
+  const char* name;
+  int value;
+};
+
+// A peer that is silent for 15 s is gone. Pings are sent without calls too and as often as they
+// come: a default server would cut such a client off (too_many_pings).
+constexpr Setting kBothEnds[] = {
+    {GRPC_ARG_KEEPALIVE_TIME_MS, 5000},
+    {GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000},
+    {GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1},
+    {GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0},
+    {GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, kMaxMessageBytes},
+    {GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, kMaxMessageBytes},
+};
+constexpr Setting kServer[] = {
+    {GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 500},
+    {GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0},
+    {GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection},
+    // Whoever connects and says nothing is dropped.
+    {GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, 10000},
+    {GRPC_ARG_ALLOW_REUSEPORT, 0},
+};
+constexpr Setting kClient[] = {
+    {GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100},
+    {GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000},
+    {GRPC_ARG_ENABLE_HTTP_PROXY, 0},
+    // Each client has its own connection, so that one that breaks does not take others with it.
+    {GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1},
+};
+
+}  // namespace
+
+std::shared_ptr<grpc::Channel> OpenChannel(const std::string& target,
+                                           const std::optional<TlsIdentity>& tls,
+                                           const std::string& server_name) {
   grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
-  arguments.SetMaxSendMessageSize(kMaxMessageBytes);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 5000);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
-  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  // Each client has its own connection, so that one that breaks does not take others with it.
-  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  return grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), arguments);
+  for (const Setting& setting : kBothEnds) arguments.SetInt(setting.name, setting.value);
+  for (const Setting& setting : kClient) arguments.SetInt(setting.name, setting.value);
+  if (tls) arguments.SetSslTargetNameOverride(server_name);
+  return grpc::CreateCustomChannel(target, ClientCredentials(tls), arguments);
+}
+
+std::shared_ptr<grpc::Channel> OpenCoordinatorChannel(const std::string& target,
+                                                      const std::optional<TlsIdentity>& tls) {
+  return OpenChannel(target, tls, ServerName(ROLE_COORDINATOR));
+}
+
+void ConfigureServer(grpc::ServerBuilder* builder) {
+  for (const Setting& setting : kBothEnds) builder->AddChannelArgument(setting.name, setting.value);
+  for (const Setting& setting : kServer) builder->AddChannelArgument(setting.name, setting.value);
+  // The builder adds its own after these.
+  builder->SetMaxReceiveMessageSize(kMaxMessageBytes);
+  builder->SetMaxSendMessageSize(kMaxMessageBytes);
+}
+
+void SetDeadline(grpc::ClientContext* context, absl::Duration deadline) {
+  context->set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(deadline));
 }
 
 absl::Status FromGrpc(const grpc::Status& status) {

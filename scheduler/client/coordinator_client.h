@@ -3,12 +3,14 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "proto/coordinator.pb.h"
+#include "scheduler/client/credentials.h"
 
 namespace moesaic {
 
@@ -38,6 +40,7 @@ class CoordinatorClient {
 struct CoordinatorAddress {
   std::string target;  // "127.0.0.1:4711"
   WorkerIdentity worker;
+  std::optional<TlsIdentity> tls;
 };
 
 std::unique_ptr<CoordinatorClient> ConnectToCoordinator(CoordinatorAddress address);

@@ -23,7 +23,7 @@ class GrpcCoordinatorClient : public CoordinatorClient {
  public:
   explicit GrpcCoordinatorClient(CoordinatorAddress address)
       : address_(std::move(address)),
-        stub_(Coordinator::NewStub(OpenCoordinatorChannel(address_.target))) {}
+        stub_(Coordinator::NewStub(OpenCoordinatorChannel(address_.target, address_.tls))) {}
 
   ~GrpcCoordinatorClient() override {
     if (session_.joinable()) FinishProgress().IgnoreError();
@@ -94,7 +94,7 @@ class GrpcCoordinatorClient : public CoordinatorClient {
  private:
   static void Prepare(grpc::ClientContext* context, absl::Duration deadline) {
     context->set_wait_for_ready(true);
-    context->set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(deadline));
+    SetDeadline(context, deadline);
   }
 
   absl::Status Described(const char* call, const grpc::Status& status) const {

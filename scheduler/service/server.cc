@@ -7,6 +7,8 @@
 #include <optional>
 #include <utility>
 
+#include "base/foreign_text.h"
+#include "base/log.h"
 #include "base/mutex.h"
 #include "proto/coordinator.grpc.pb.h"
 #include "scheduler/client/channel.h"
@@ -92,8 +94,10 @@ class StreamOutbox : public Outbox<Message> {
 
 class AgentReactor : public grpc::ServerBidiReactor<AgentMessage, AgentCommand> {
  public:
-  explicit AgentReactor(CoordinatorCore* core)
-      : core_(core), outbox_(std::make_shared<StreamOutbox<AgentReactor, AgentCommand>>(this)) {
+  AgentReactor(CoordinatorCore* core, std::shared_ptr<const grpc::AuthContext> peer)
+      : core_(core),
+        peer_(std::move(peer)),
+        outbox_(std::make_shared<StreamOutbox<AgentReactor, AgentCommand>>(this)) {
     StartRead(&message_);
   }
   void OnReadDone(bool ok) override {
@@ -120,6 +124,9 @@ class AgentReactor : public grpc::ServerBidiReactor<AgentMessage, AgentCommand> 
       if (!message_.has_registration()) {
         return absl::InvalidArgumentError("the first message of an agent is its registration");
       }
+      absl::Status named = CheckName("node", message_.agent());
+      if (named.ok()) named = CheckNode(*peer_, message_.agent());
+      if (!named.ok()) return named;
       agent_ = message_.agent();
       incarnation_ = message_.incarnation();
       const absl::Status status =
@@ -149,6 +156,7 @@ class AgentReactor : public grpc::ServerBidiReactor<AgentMessage, AgentCommand> 
   }
 
   CoordinatorCore* const core_;
+  const std::shared_ptr<const grpc::AuthContext> peer_;
   const std::shared_ptr<StreamOutbox<AgentReactor, AgentCommand>> outbox_;
   AgentMessage message_;
   bool registered_ = false;
@@ -218,7 +226,7 @@ class WatchReactor : public grpc::ServerWriteReactor<JobEvent> {
 
 class Service : public Coordinator::CallbackService {
  public:
-  explicit Service(CoordinatorCore* core) : core_(core) {}
+  Service(CoordinatorCore* core, Security security) : core_(core), security_(security) {}
 
   grpc::ServerUnaryReactor* SubmitJob(grpc::CallbackServerContext* context,
                                       const SubmitJobRequest* request,
@@ -228,7 +236,9 @@ class Service : public Coordinator::CallbackService {
   }
   grpc::ServerUnaryReactor* GetJob(grpc::CallbackServerContext* context, const JobRef* request,
                                    JobStatus* reply) override {
-    return Answer(context, Put(core_->GetJob(request->job()), reply));
+    const absl::Status status = Put(core_->GetJob(request->job()), reply);
+    reply->set_security(security_);
+    return Answer(context, status);
   }
   grpc::ServerUnaryReactor* StopJob(grpc::CallbackServerContext* context,
                                     const StopJobRequest* request, StopJobReply*) override {
@@ -249,8 +259,8 @@ class Service : public Coordinator::CallbackService {
     return reactor;
   }
   grpc::ServerBidiReactor<AgentMessage, AgentCommand>* AgentSession(
-      grpc::CallbackServerContext*) override {
-    return new AgentReactor(core_);
+      grpc::CallbackServerContext* context) override {
+    return new AgentReactor(core_, context->auth_context());
   }
   grpc::ServerBidiReactor<StepReport, Control>* Progress(grpc::CallbackServerContext*) override {
     return new ProgressReactor(core_);
@@ -275,36 +285,34 @@ class Service : public Coordinator::CallbackService {
   }
 
   CoordinatorCore* const core_;
+  const Security security_;
 };
+
+Security SecurityOf(const ServerOptions& options) {
+  if (options.tls) return SECURITY_TLS;
+  return IsLoopback(options.listen) ? SECURITY_LOOPBACK : SECURITY_NONE;
+}
 
 class RunningServer : public CoordinatorServer {
  public:
-  explicit RunningServer(CoordinatorCore* core) : core_(core), service_(core) {}
+  RunningServer(CoordinatorCore* core, Security security)
+      : core_(core), service_(core, security) {}
   ~RunningServer() override {
     core_->Shutdown();
     if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now());
   }
 
-  absl::Status Listen(int port) {
+  absl::Status Listen(const ServerOptions& options) {
     grpc::ServerBuilder builder;
     int bound = 0;
-    builder.AddListeningPort(fmt::format("127.0.0.1:{}", port), grpc::InsecureServerCredentials(),
-                             &bound);
+    builder.AddListeningPort(options.listen, ServerCredentials(options.tls), &bound);
     builder.RegisterService(&service_);
-    builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
-    builder.SetMaxSendMessageSize(kMaxMessageBytes);
-    // Clients ping often (channel.cc); a default server would cut them off for it.
-    builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 500);
-    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 5000);
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000);
-    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    ConfigureServer(&builder);
     server_ = builder.BuildAndStart();
     if (server_ == nullptr || bound == 0) {
-      return absl::UnavailableError(fmt::format("cannot listen on 127.0.0.1:{}", port));
+      return absl::UnavailableError(fmt::format("cannot listen on {}", options.listen));
     }
-    address_ = fmt::format("127.0.0.1:{}", bound);
+    address_ = fmt::format("{}:{}", options.listen.substr(0, options.listen.rfind(':')), bound);
     return absl::OkStatus();
   }
   const std::string& address() const override { return address_; }
@@ -318,10 +326,21 @@ class RunningServer : public CoordinatorServer {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(CoordinatorCore* core,
-                                                                            int port) {
-  auto server = std::make_unique<RunningServer>(core);
-  if (const absl::Status status = server->Listen(port); !status.ok()) return status;
+absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(
+    CoordinatorCore* core, const ServerOptions& options) {
+  const Security security = SecurityOf(options);
+  if (security == SECURITY_NONE && !options.insecure) {
+    return absl::FailedPreconditionError(fmt::format(
+        "{} can be reached from other machines, and without TLS whoever reaches it can run programs "
+        "here: give --tls-dir (moesaic certs init makes one), listen on 127.0.0.1, or accept that "
+        "with --insecure",
+        options.listen));
+  }
+  auto server = std::make_unique<RunningServer>(core, security);
+  if (const absl::Status status = server->Listen(options); !status.ok()) return status;
+  if (security == SECURITY_NONE) {
+    LogWarning("INSECURE: {} takes plain text from anyone who reaches it", server->address());
+  }
   return server;
 }
 

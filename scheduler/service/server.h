@@ -1,22 +1,33 @@
-// CoordinatorServer: the coordinator's gRPC edge. Translation only.
+// CoordinatorServer: the coordinator's gRPC edge. Translation, and who may say what.
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "scheduler/client/credentials.h"
 #include "scheduler/service/coordinator.h"
 
 namespace moesaic {
 
+struct ServerOptions {
+  std::string listen = "127.0.0.1:0";  // port 0: any that is free
+  std::optional<TlsIdentity> tls;
+  // Plain text off loopback: whoever reaches the port may submit jobs, that is, run programs. It is
+  // logged and shown in the status of every job.
+  bool insecure = false;
+};
+
 class CoordinatorServer {
  public:
-  // Listens on loopback only: what is said is plain text, and whoever connects may submit jobs.
-  // Port 0: any that is free. `core` must outlive the server.
-  static absl::StatusOr<std::unique_ptr<CoordinatorServer>> Start(CoordinatorCore* core, int port);
+  // FailedPrecondition for plain text off loopback without `insecure`. `core` must outlive the
+  // server.
+  static absl::StatusOr<std::unique_ptr<CoordinatorServer>> Start(CoordinatorCore* core,
+                                                                  const ServerOptions& options);
   // Ends all streams.
   virtual ~CoordinatorServer() = default;
-  // "127.0.0.1:4711"
+  // "127.0.0.1:4711": `listen` with the port that it is.
   virtual const std::string& address() const = 0;
 };
 

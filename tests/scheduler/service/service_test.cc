@@ -47,7 +47,7 @@ class ServiceTest : public ::testing::Test {
     auto core = CoordinatorCore::Open(options);
     ASSERT_TRUE(core.ok()) << core.status();
     core_ = *std::move(core);
-    auto server = CoordinatorServer::Start(core_.get(), 0);
+    auto server = CoordinatorServer::Start(core_.get(), ServerOptions());
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
     stub_ = Coordinator::NewStub(OpenCoordinatorChannel(server_->address()));
