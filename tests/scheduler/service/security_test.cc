@@ -1,0 +1,246 @@
+// The edge over real sockets: who gets in, and what each may call.
+#include <gmock/gmock.h>
+#include <google/protobuf/descriptor.h>
+#include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <set>
+
+#include "proto/checkpoint_service.pb.h"
+#include "proto/coordinator.grpc.pb.h"
+#include "scheduler/certs/certificate.h"
+#include "scheduler/client/channel.h"
+#include "scheduler/service/server.h"
+#include "tests/scheduler/certs/test_certificates.h"
+
+namespace moesaic {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr absl::Duration kDeadline = absl::Seconds(10);
+constexpr char kWrongRole[] = "takes the certificate of";
+
+class SecurityTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = ::testing::TempDir() + "/moesaic-security-XXXXXX";
+    dir_ = mkdtemp(pattern.data());
+    CoordinatorOptions options;
+    options.store_path = dir_ + "/coordinator.sqlite";
+    auto core = CoordinatorCore::Open(options);
+    ASSERT_TRUE(core.ok()) << core.status();
+    core_ = *std::move(core);
+    StartServer(certificates_.Of(ROLE_COORDINATOR));
+  }
+  void TearDown() override {
+    server_.reset();
+    core_.reset();
+    std::filesystem::remove_all(dir_);
+  }
+  void StartServer(std::optional<TlsIdentity> tls) {
+    ServerOptions options;
+    options.tls = std::move(tls);
+    auto server = CoordinatorServer::Start(core_.get(), options);
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+  }
+  std::shared_ptr<grpc::Channel> Channel(const std::optional<TlsIdentity>& tls) const {
+    return OpenCoordinatorChannel(server_->address(), tls);
+  }
+  // Asks for a job that there is not: NotFound once the call gets through.
+  absl::Status Ask(const std::optional<TlsIdentity>& tls) const {
+    grpc::ClientContext context;
+    SetDeadline(&context, kDeadline);
+    JobStatus status;
+    return FromGrpc(Coordinator::NewStub(Channel(tls))->GetJob(&context, JobRef(), &status));
+  }
+
+  std::string dir_;
+  TestCertificates certificates_;
+  std::unique_ptr<CoordinatorCore> core_;
+  std::unique_ptr<CoordinatorServer> server_;
+};
+
+// Any method, with an empty message.
+absl::Status Call(const std::shared_ptr<grpc::Channel>& channel, const std::string& path) {
+  grpc::GenericStub stub(channel);
+  grpc::ClientContext context;
+  SetDeadline(&context, kDeadline);
+  grpc::Slice nothing;
+  grpc::ByteBuffer request(&nothing, 1);
+  grpc::CompletionQueue queue;
+  const auto stream = stub.PrepareCall(&context, path, &queue);
+  const auto wait = [&queue] {
+    void* tag = nullptr;
+    bool ok = false;
+    return queue.Next(&tag, &ok) && ok;
+  };
+  stream->StartCall(nullptr);
+  grpc::ByteBuffer reply;
+  if (wait()) {
+    stream->WriteLast(request, grpc::WriteOptions(), nullptr);
+    wait();
+    do stream->Read(&reply, nullptr);
+    while (wait());
+  }
+  grpc::Status status;
+  stream->Finish(&status, nullptr);
+  wait();
+  return FromGrpc(status);
+}
+
+std::vector<const google::protobuf::MethodDescriptor*> AllMethods() {
+  std::vector<const google::protobuf::MethodDescriptor*> methods;
+  for (const auto* file : {JobRef::descriptor()->file(), AgentMessage::descriptor()->file(),
+                           CheckpointRef::descriptor()->file()}) {
+    const auto* service = file->service(0);
+    for (int i = 0; i < service->method_count(); ++i) methods.push_back(service->method(i));
+  }
+  return methods;
+}
+
+std::string PathOf(const google::protobuf::MethodDescriptor& method) {
+  return "/" + method.service()->full_name() + "/" + method.name();
+}
+
+TEST(Callers, EveryMethodOfEveryServiceNamesThem) {
+  for (const auto* method : AllMethods()) {
+    EXPECT_GT(method->options().ExtensionSize(callers), 0)
+        << method->full_name() << " has no option (callers)";
+    EXPECT_FALSE(CheckCaller(PathOf(*method), ROLE_NONE).ok());
+  }
+  EXPECT_TRUE(absl::IsPermissionDenied(CheckCaller("/moesaic.Coordinator/None", ROLE_CLI)));
+  EXPECT_TRUE(absl::IsPermissionDenied(CheckCaller("", ROLE_CLI)));
+  EXPECT_TRUE(absl::IsPermissionDenied(CheckCaller("/moesaic.JobSpec/name", ROLE_CLI)));
+}
+
+TEST_F(SecurityTest, WrongRoleIsRefusedOnEveryMethod) {
+  std::map<Role, std::shared_ptr<grpc::Channel>> channels;
+  for (const Role role : {ROLE_CLI, ROLE_AGENT, ROLE_WORKER, ROLE_COORDINATOR}) {
+    channels[role] = Channel(certificates_.Of(role));
+  }
+  for (const auto* method : AllMethods()) {
+    std::set<Role> allowed;
+    for (int i = 0; i < method->options().ExtensionSize(callers); ++i) {
+      allowed.insert(method->options().GetExtension(callers, i));
+    }
+    for (const auto& [role, channel] : channels) {
+      const absl::Status status = Call(channel, PathOf(*method));
+      const std::string message(status.message());
+      if (allowed.contains(role)) {
+        EXPECT_THAT(message, ::testing::Not(HasSubstr(kWrongRole)))
+            << method->full_name() << " by " << RoleName(role);
+      } else {
+        EXPECT_TRUE(absl::IsPermissionDenied(status))
+            << method->full_name() << " by " << RoleName(role) << ": " << status;
+        EXPECT_THAT(message, HasSubstr(kWrongRole));
+      }
+    }
+  }
+  EXPECT_TRUE(absl::IsPermissionDenied(Call(channels[ROLE_CLI], "/moesaic.Coordinator/None")));
+}
+
+TEST_F(SecurityTest, CertificateOfTheRightRoleGetsIn) {
+  EXPECT_TRUE(absl::IsNotFound(Ask(certificates_.Of(ROLE_CLI)))) << Ask(certificates_.Of(ROLE_CLI));
+}
+
+TEST_F(SecurityTest, PlaintextClientIsRefused) {
+  EXPECT_TRUE(absl::IsUnavailable(Ask(std::nullopt))) << Ask(std::nullopt);
+}
+
+TEST_F(SecurityTest, ClientOfAnotherAuthorityIsRefusedByTheServer) {
+  TlsIdentity foreign = TestCertificates().Of(ROLE_CLI);
+  EXPECT_TRUE(absl::IsUnavailable(Ask(foreign)));  // it does not trust the server
+  foreign.ca = certificates_.Of(ROLE_CLI).ca;
+  EXPECT_TRUE(absl::IsUnavailable(Ask(foreign)));  // the server does not trust it
+}
+
+TEST_F(SecurityTest, ClientWithoutACertificateIsRefused) {
+  TlsIdentity nobody;
+  nobody.ca = certificates_.Of(ROLE_CLI).ca;
+  EXPECT_TRUE(absl::IsUnavailable(Ask(nobody)));
+}
+
+TEST_F(SecurityTest, ExpiredCertificatesAreRefusedByBothEnds) {
+  EXPECT_TRUE(absl::IsUnavailable(Ask(certificates_.Of(ROLE_CLI, "", -absl::Hours(1)))));
+  server_.reset();
+  StartServer(certificates_.Of(ROLE_COORDINATOR, "", -absl::Hours(1)));
+  EXPECT_TRUE(absl::IsUnavailable(Ask(certificates_.Of(ROLE_CLI))));
+}
+
+TEST_F(SecurityTest, ServerThatIsNoCoordinatorIsNotBelieved) {
+  server_.reset();
+  StartServer(certificates_.Of(ROLE_AGENT));
+  EXPECT_TRUE(absl::IsUnavailable(Ask(certificates_.Of(ROLE_CLI))));
+}
+
+absl::Status Register(const std::shared_ptr<grpc::Channel>& channel, const std::string& node) {
+  const auto stub = Coordinator::NewStub(channel);
+  grpc::ClientContext context;
+  SetDeadline(&context, kDeadline);
+  const auto session = stub->AgentSession(&context);
+  AgentMessage message;
+  message.set_agent(node);
+  message.set_incarnation("i");
+  message.mutable_registration()->set_slots(1);
+  message.mutable_registration()->set_cores(1);
+  message.mutable_registration()->set_host("localhost");
+  message.mutable_registration()->set_arena_dir("/dev/shm/x");
+  session->Write(message);
+  AgentCommand command;
+  if (session->Read(&command)) return absl::OkStatus();
+  return FromGrpc(session->Finish());
+}
+
+TEST_F(SecurityTest, AgentIsTheNodeThatItsCertificateIsBoundTo) {
+  const auto bound = Channel(certificates_.Of(ROLE_AGENT, "n1"));
+  EXPECT_TRUE(Register(bound, "n1").ok());
+  const absl::Status refused = Register(bound, "n2");
+  EXPECT_TRUE(absl::IsPermissionDenied(refused)) << refused;
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("is of node n1, not of n2"));
+  EXPECT_TRUE(Register(Channel(certificates_.Of(ROLE_AGENT)), "n3").ok());
+}
+
+TEST_F(SecurityTest, NodesWithBadNamesAreRefused) {
+  const auto agent = Channel(certificates_.Of(ROLE_AGENT));
+  for (const char* name : {"", "..", "a/b", "../n1", "/n1", "N1", "n1\x1b[2J", "a..b"}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(Register(agent, name))) << name;
+  }
+}
+
+TEST_F(SecurityTest, PlaintextOffLoopbackNeedsInsecure) {
+  ServerOptions options;
+  options.listen = "0.0.0.0:0";
+  const auto refused = CoordinatorServer::Start(core_.get(), options);
+  EXPECT_TRUE(absl::IsFailedPrecondition(refused.status()));
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("--insecure"));
+  options.insecure = true;
+  EXPECT_TRUE(CoordinatorServer::Start(core_.get(), options).ok());
+}
+
+TEST_F(SecurityTest, TlsServesAllAddresses) {
+  server_.reset();
+  ServerOptions options;
+  options.listen = "0.0.0.0:0";
+  options.tls = certificates_.Of(ROLE_COORDINATOR);
+  auto server = CoordinatorServer::Start(core_.get(), options);
+  ASSERT_TRUE(server.ok()) << server.status();
+  server_ = *std::move(server);
+  EXPECT_TRUE(absl::IsNotFound(Ask(certificates_.Of(ROLE_CLI))));
+}
+
+TEST(IsLoopback, TakesOnlyThisMachine) {
+  for (const char* own : {"127.0.0.1:0", "127.3.2.1:7470", "localhost:1", "[::1]:7470"}) {
+    EXPECT_TRUE(IsLoopback(own)) << own;
+  }
+  for (const char* other : {"0.0.0.0:0", "[::]:1", "10.0.0.1:1", "127.0.0.1.evil.org:1",
+                            "127.evil.0.1:1", "localhost.evil.org:1", "", ":1"}) {
+    EXPECT_FALSE(IsLoopback(other)) << other;
+  }
+}
+
+}  // namespace
+}  // namespace moesaic
