@@ -1,0 +1,119 @@
+#include "launcher/agent/agent_snapshots.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "base/log.h"
+#include "trainer/checkpoint/format/shard_files.h"
+
+namespace moesaic {
+
+AgentSnapshots::AgentSnapshots(AgentFolder* folder, Say say)
+    : folder_(folder), say_(std::move(say)), thread_([this] { Run(); }) {}
+
+AgentSnapshots::~AgentSnapshots() {
+  {
+    MutexLock lock(&mutex_);
+    stopping_ = true;
+    changed_.NotifyAll();
+  }
+  thread_.join();
+}
+
+void AgentSnapshots::Persist(PersistSnapshot persist) {
+  AgentCommand command;
+  *command.mutable_persist() = std::move(persist);
+  MutexLock lock(&mutex_);
+  queue_.push_back(std::move(command));
+  changed_.NotifyAll();
+}
+
+void AgentSnapshots::Forget(ForgetJob forget) {
+  AgentCommand command;
+  *command.mutable_forget() = std::move(forget);
+  MutexLock lock(&mutex_);
+  queue_.push_back(std::move(command));
+  changed_.NotifyAll();
+}
+
+bool AgentSnapshots::WillForget(const std::string& job) const {
+  return std::any_of(queue_.begin(), queue_.end(), [&](const AgentCommand& command) {
+    return command.has_forget() && command.forget().job() == job;
+  });
+}
+
+absl::Status AgentSnapshots::Prepare(const std::string& job) {
+  MutexLock lock(&mutex_);
+  while (WillForget(job) && !stopping_) changed_.Wait(&mutex_);
+  return folder_->Make(job).status();
+}
+
+void AgentSnapshots::Run() {
+  while (true) {
+    AgentCommand command;
+    {
+      MutexLock lock(&mutex_);
+      while (queue_.empty() && !stopping_) changed_.Wait(&mutex_);
+      if (stopping_) return;
+      command = queue_.front();
+    }
+    if (command.has_persist()) {
+      PersistRanks(command.persist());
+    } else if (const absl::Status status = folder_->Remove(command.forget().job()); !status.ok()) {
+      LogWarning("{}", std::string(status.message()));
+    }
+    MutexLock lock(&mutex_);
+    queue_.pop_front();
+    changed_.NotifyAll();
+  }
+}
+
+void AgentSnapshots::PersistRanks(const PersistSnapshot& persist) {
+  for (const RankArena& arena : persist.arenas()) {
+    AgentMessage message;
+    *message.mutable_persisted() = PersistRank(persist, arena);
+    say_(std::move(message));
+  }
+}
+
+ShardsPersisted AgentSnapshots::PersistRank(const PersistSnapshot& persist,
+                                            const RankArena& arena) const {
+  absl::StatusOr<ShardsPersisted> written = WriteRank(persist, arena);
+  ShardsPersisted report;
+  if (written.ok()) {
+    report = *std::move(written);
+  } else {
+    report.set_error(std::string(written.status().message()));
+  }
+  report.set_job(persist.job());
+  report.set_generation(persist.generation());
+  report.set_step(persist.step());
+  report.set_staging(persist.staging());
+  report.set_rank(arena.rank());
+  return report;
+}
+
+absl::StatusOr<ShardsPersisted> AgentSnapshots::WriteRank(const PersistSnapshot& persist,
+                                                          const RankArena& arena) const {
+  if (arena.path().rfind(folder_->path() + "/", 0) != 0 ||
+      arena.path().find("/../") != std::string::npos) {
+    return absl::InvalidArgumentError(
+        fmt::format("{} is not in this agent's folder {}", arena.path(), folder_->path()));
+  }
+  const auto reader = SnapshotReader::Open(arena.path());
+  if (!reader.ok()) return reader.status();
+  const SnapshotIndex& index = (*reader)->index();
+  if (index.job() != persist.job() || index.generation() != persist.generation() ||
+      index.rank() != arena.rank()) {
+    return absl::FailedPreconditionError(
+        fmt::format("stale snapshot in {}: rank {} of generation {} of job {}", arena.path(),
+                    index.rank(), index.generation(), index.job()));
+  }
+  const auto staging = FileSystem::System().OpenFolder(persist.staging());
+  if (!staging.ok()) return staging.status();
+  return PersistShards(**reader, persist.step(), staging->get());
+}
+
+}  // namespace moesaic
