@@ -171,7 +171,7 @@ CommitFinished CheckpointKeeper::Commit(const CommitCheckpoint& action) {
     return finished;
   }
   finished.path = committed->path;
-  const auto removed = (*root)->KeepLast(action.spec.checkpoint().keep().last());
+  const auto removed = (*root)->Retain(action.spec.checkpoint().keep());
   if (!removed.ok())
     LogWarning("old checkpoints stay: {}", std::string(removed.status().message()));
   return finished;

@@ -25,6 +25,12 @@ std::unique_ptr<CheckpointRoot> OpenRoot(FileSystem* files) {
   return *std::move(root);
 }
 
+KeepSpec Keep(uint32_t last) {
+  KeepSpec keep;
+  keep.set_last(last);
+  return keep;
+}
+
 // Every step folder that can be seen verifies in full (C2).
 void ExpectAllVerify(FileSystem* files, const std::string& where) {
   const auto root = files->OpenFolder(kRoot);
@@ -80,7 +86,7 @@ Outcome SaveAndRetain(MemoryFileSystem* files) {
   auto root = CheckpointRoot::Open(files, kRoot);
   if (!root.ok()) return outcome;
   outcome.commit_acked = CommitTiny(files, root->get(), 2, 3, 2).ok();
-  outcome.kept = outcome.commit_acked && (*root)->KeepLast(2).ok();
+  outcome.kept = outcome.commit_acked && (*root)->Retain(Keep(2)).ok();
   return outcome;
 }
 
@@ -123,7 +129,7 @@ TEST(CommitTest, C1C2_APowerCutBeforeAnyCallLosesNoAckedStepAndShowsNoPartOfOne)
       if (call % 4 != 0) continue;
       // And it goes on from there.
       ASSERT_TRUE(CommitTiny(&files, root.get(), 3, 4, 3).ok()) << where;
-      ASSERT_TRUE(root->KeepLast(1).ok()) << where;
+      ASSERT_TRUE(root->Retain(Keep(1)).ok()) << where;
       EXPECT_THAT(Steps(*root), ElementsAre(4)) << where;
       EXPECT_THAT(files.List(std::string(kRoot) + "/.staging"), IsEmpty()) << where;
     }
@@ -260,7 +266,7 @@ TEST(CommitTest, TheSameStepOfAnotherTrajectoryIsRefused) {
   EXPECT_TRUE(absl::IsFailedPrecondition(root->Commit({}).status()));
   ASSERT_TRUE(root->Abort(*staging).ok());
   ASSERT_TRUE(CommitTiny(&files, root.get(), 2, 5, 2).ok());
-  EXPECT_EQ(files.List(std::string(kRoot) + "/.quarantine").size(), 1u);
+  EXPECT_EQ(root->Quarantined()->size(), 1u);
 }
 
 TEST(CommitTest, ADamagedStepOfTheSameNumberIsReplaced) {
@@ -272,7 +278,7 @@ TEST(CommitTest, ADamagedStepOfTheSameNumberIsReplaced) {
   ASSERT_TRUE(second.ok()) << second.status();
   EXPECT_FALSE(second->was_there);
   ExpectAllVerify(&files, "replaced");
-  EXPECT_EQ(files.List(std::string(kRoot) + "/.quarantine").size(), 1u);
+  EXPECT_EQ(root->Quarantined()->size(), 1u);
 }
 
 TEST(CommitTest, TheNewestStepThatVerifiesIsTakenAndDamagedOnesAreKeptAside) {
@@ -287,11 +293,9 @@ TEST(CommitTest, TheNewestStepThatVerifiesIsTakenAndDamagedOnesAreKeptAside) {
   EXPECT_EQ(*root->NewestVerified(VerifyDepth::kStructure), 3u);
   EXPECT_EQ(*root->NewestVerified(VerifyDepth::kContent), 2u);
   EXPECT_THAT(Steps(*root), ElementsAre(1, 2));
-  const std::vector<std::string> aside = files.List(std::string(kRoot) + "/.quarantine");
-  ASSERT_EQ(aside.size(), 1u);
-  EXPECT_EQ(files.Read(std::string(kRoot) + "/.quarantine/" + aside[0] +
-                       "/x-L001-E0002.safetensors"),
-            content);
+  const auto aside = root->Quarantined();
+  ASSERT_EQ(aside->size(), 1u);
+  EXPECT_EQ(files.Read(aside->front().path + "/x-L001-E0002.safetensors"), content);
 }
 
 TEST(CommitTest, ASweepKeepsTheStagingOfTheLiveGeneration) {
@@ -319,7 +323,7 @@ TEST(CommitTest, C9_RetentionKeepsExactlyTheNewest) {
       wanted.insert(step);
       if (random() % 2 == 0) continue;
       const auto last = static_cast<uint32_t>(random() % 4);
-      const auto removed = root->KeepLast(last);
+      const auto removed = root->Retain(Keep(last));
       ASSERT_TRUE(removed.ok());
       for (uint64_t gone : *removed) wanted.erase(gone);
       EXPECT_LE(wanted.size(), std::max(1u, last));

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <map>
-#include <random>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -21,14 +20,7 @@ namespace moesaic {
 namespace {
 
 constexpr char kStaging[] = ".staging";
-constexpr char kTrash[] = ".trash";
-constexpr char kQuarantine[] = ".quarantine";
 constexpr uint64_t kMaxTokenizerBytes = 1ull << 30;
-
-std::string UniqueSuffix() {
-  std::random_device random;
-  return absl::StrFormat("%08x%08x", random(), random());
-}
 
 struct StagingName {
   uint64_t step = 0;
@@ -175,14 +167,15 @@ absl::StatusOr<Manifest> MakeManifest(const CommitRequest& request, const Stagin
 
 }  // namespace
 
-CheckpointRoot::CheckpointRoot(FileSystem* files, std::unique_ptr<Folder> root)
-    : files_(files), root_(std::move(root)) {}
+CheckpointRoot::CheckpointRoot(FileSystem* files, std::unique_ptr<Folder> root, const Clock* clock)
+    : files_(files), root_(std::move(root)), clock_(clock) {}
 
 absl::StatusOr<std::unique_ptr<CheckpointRoot>> CheckpointRoot::Open(FileSystem* files,
-                                                                     const std::string& path) {
+                                                                     const std::string& path,
+                                                                     const Clock* clock) {
   absl::StatusOr<std::unique_ptr<Folder>> root = files->MakeFolders(path);
   if (!root.ok()) return root.status();
-  return std::unique_ptr<CheckpointRoot>(new CheckpointRoot(files, *std::move(root)));
+  return std::unique_ptr<CheckpointRoot>(new CheckpointRoot(files, *std::move(root), clock));
 }
 
 std::string CheckpointRoot::StepPath(uint64_t step) const {
@@ -295,33 +288,70 @@ absl::Status CheckpointRoot::Abort(const std::string& staging) {
   return RemoveTree(parent->get(), staging.substr(staging.rfind('/') + 1));
 }
 
-absl::Status CheckpointRoot::MoveStep(uint64_t step, const std::string& folder,
-                                      std::string* new_name) {
-  absl::StatusOr<std::unique_ptr<Folder>> to = OpenOrMakeFolder(root_.get(), folder);
-  if (!to.ok()) return to.status();
-  *new_name = absl::StrCat(StepFolderName(step), ".", UniqueSuffix());
-  absl::Status moved = root_->Rename(StepFolderName(step), to->get(), *new_name);
-  // The new place first: a step that is in neither folder after a power cut would be lost.
-  if (moved.ok()) moved = (*to)->Sync();
-  return moved.ok() ? root_->Sync() : moved;
-}
-
-absl::StatusOr<std::vector<uint64_t>> CheckpointRoot::KeepLast(uint32_t last) {
+absl::StatusOr<std::vector<StepFacts>> CheckpointRoot::GatherFacts(const KeepSpec& keep) const {
   absl::StatusOr<std::vector<uint64_t>> steps = Steps();
   if (!steps.ok()) return steps.status();
-  steps->resize(steps->size() - std::min<size_t>(steps->size(), std::max(last, 1u)));
-  for (uint64_t step : *steps) {
-    std::string name;
-    if (absl::Status moved = MoveStep(step, kTrash, &name); !moved.ok()) return moved;
-    absl::StatusOr<std::unique_ptr<Folder>> trash = root_->OpenFolder(kTrash);
-    if (!trash.ok()) return trash.status();
-    if (absl::Status removed = RemoveTree(trash->get(), name); !removed.ok()) return removed;
+  absl::StatusOr<std::map<uint64_t, std::string>> pins = Pins();
+  if (!pins.ok()) return pins.status();
+  std::vector<StepFacts> facts(steps->size());
+  bool verified = false;
+  for (size_t i = steps->size(); i-- > 0;) {
+    facts[i].step = (*steps)[i];
+    facts[i].pinned = pins->contains(facts[i].step);
+    if (verified && keep.best() == 0) continue;
+    absl::StatusOr<std::unique_ptr<Folder>> folder = root_->OpenFolder(StepFolderName((*steps)[i]));
+    if (!folder.ok()) return folder.status();
+    if (!verified) {
+      const VerifyReport report = VerifyStep(**folder, VerifyDepth::kStructure);
+      if (report.unreadable) return VerifyStatus(**folder, report);
+      facts[i].damaged = !report.ok();
+      verified = report.ok();
+    }
+    if (keep.best() == 0 || facts[i].damaged) continue;
+    absl::StatusOr<Manifest> manifest = ReadManifest(**folder);
+    if (absl::IsDataLoss(manifest.status()) || absl::IsNotFound(manifest.status())) {
+      facts[i].damaged = true;
+      continue;
+    }
+    if (!manifest.ok()) return manifest.status();
+    facts[i].metric = MetricOf(keep.best_by(), manifest->state());
   }
-  return steps;
+  return facts;
+}
+
+absl::StatusOr<std::vector<uint64_t>> CheckpointRoot::Retain(const KeepSpec& keep) {
+  absl::StatusOr<std::vector<StepFacts>> facts = GatherFacts(keep);
+  if (!facts.ok()) return facts.status();
+  std::vector<uint64_t> removed;
+  for (const KeepDecision& decision : ChooseKept(keep, *facts)) {
+    if (decision.kept()) continue;
+    absl::Status deleted = DeleteStep(root_.get(), decision.step);
+    if (absl::IsFailedPrecondition(deleted)) continue;  // somebody pinned it just now
+    if (!deleted.ok()) return deleted;
+    removed.push_back(decision.step);
+  }
+  return removed;
+}
+
+absl::Status CheckpointRoot::Remove(uint64_t step, bool force) {
+  absl::StatusOr<std::vector<uint64_t>> steps = Steps();
+  if (!steps.ok()) return steps.status();
+  if (!std::ranges::binary_search(*steps, step)) {
+    return absl::NotFoundError(absl::StrCat("there is no checkpoint of step ", step, " in ", path()));
+  }
+  if (!force && steps->size() == 1) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("step ", step, " is the only checkpoint in ", path()));
+  }
+  if (force) {
+    if (absl::Status unpinned = Unpin(step); !unpinned.ok()) return unpinned;
+  }
+  return DeleteStep(root_.get(), step);
 }
 
 absl::Status CheckpointRoot::Sweep(uint64_t live_generation) {
   if (absl::Status removed = RemoveTree(root_.get(), kTrash); !removed.ok()) return removed;
+  if (absl::Status swept = SweepPins(root_.get()); !swept.ok()) return swept;
   absl::StatusOr<std::unique_ptr<Folder>> staging = root_->OpenFolder(kStaging);
   if (absl::IsNotFound(staging.status())) return absl::OkStatus();
   if (!staging.ok()) return staging.status();
@@ -355,11 +385,10 @@ absl::StatusOr<std::optional<uint64_t>> CheckpointRoot::NewestVerified(VerifyDep
 }
 
 absl::Status CheckpointRoot::Quarantine(uint64_t step, absl::string_view reason) {
-  std::string name;
-  absl::Status moved = MoveStep(step, kQuarantine, &name);
-  if (!moved.ok()) return moved;
-  LogError("checkpoint {} is set aside as {}/{}/{}: {}", StepFolderName(step), path(), kQuarantine,
-           name, std::string(reason));
+  absl::StatusOr<std::string> moved = QuarantineStep(root_.get(), step, reason, clock_->Now());
+  if (!moved.ok()) return moved.status();
+  LogError("checkpoint {} is set aside as {}: {}", StepFolderName(step), *moved,
+           std::string(reason));
   return absl::OkStatus();
 }
 

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -17,10 +18,14 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "base/clock.h"
 #include "proto/agent.pb.h"
 #include "proto/checkpoint.pb.h"
 #include "proto/job.pb.h"
 #include "trainer/checkpoint/format/file_system.h"
+#include "trainer/checkpoint/format/pins.h"
+#include "trainer/checkpoint/format/retention.h"
+#include "trainer/checkpoint/format/set_aside.h"
 #include "trainer/checkpoint/format/verify.h"
 
 namespace moesaic {
@@ -52,9 +57,10 @@ struct CommittedStep {
 class CheckpointRoot {
  public:
   // Makes the folder where it is missing. Agents open the staging paths below `path`, so it must be
-  // absolute when they run in other processes. `files` must outlive the root.
+  // absolute when they run in other processes. `files` and `clock` must outlive the root.
   static absl::StatusOr<std::unique_ptr<CheckpointRoot>> Open(FileSystem* files,
-                                                              const std::string& path);
+                                                              const std::string& path,
+                                                              const Clock* clock = &Clock::System());
 
   const std::string& path() const { return root_->path(); }
   std::string StepPath(uint64_t step) const;
@@ -74,12 +80,23 @@ class CheckpointRoot {
   // Removes a staging folder. Idempotent.
   absl::Status Abort(const std::string& staging);
 
-  // Removes all but the newest `last` steps (at least one stays). Each is moved to .trash before
-  // anything in it is unlinked, so that a name step-N never stands for a part. Returns the steps.
-  absl::StatusOr<std::vector<uint64_t>> KeepLast(uint32_t last);
+  // Removes the steps that `keep` does not want and that are not pinned (retention.h). Each is moved
+  // to .trash before anything in it is unlinked. The newest step that verifies always stays. Returns
+  // the steps that went. Unavailable, and nothing goes, when a step that must be looked at cannot be
+  // read.
+  absl::StatusOr<std::vector<uint64_t>> Retain(const KeepSpec& keep);
+
+  // Removes one step. FailedPrecondition when it is pinned or the only one, unless `force`; NotFound
+  // when it is not there.
+  absl::Status Remove(uint64_t step, bool force);
+
+  // pins.h.
+  absl::Status Pin(uint64_t step, absl::string_view note) { return PinStep(root_.get(), step, note); }
+  absl::Status Unpin(uint64_t step) { return UnpinStep(root_.get(), step); }
+  absl::StatusOr<std::map<uint64_t, std::string>> Pins() const { return ListPins(*root_); }
 
   // At start: removes .trash and the staging folders of all generations but `live_generation`
-  // (0: of all).
+  // (0: of all), and pins of steps that are not there.
   absl::Status Sweep(uint64_t live_generation);
 
   // The newest step that verifies; steps that do not are moved to .quarantine, with an error in the
@@ -87,23 +104,28 @@ class CheckpointRoot {
   // fall back to an older one.
   absl::StatusOr<std::optional<uint64_t>> NewestVerified(VerifyDepth depth);
 
-  // Moves a step to .quarantine; nothing is deleted.
+  // Moves a step to .quarantine, with the reason and an error in the log; nothing is deleted.
   absl::Status Quarantine(uint64_t step, absl::string_view reason);
+  absl::StatusOr<std::vector<QuarantinedStep>> Quarantined() const {
+    return ListQuarantined(*root_);
+  }
   // Quarantines every step after `step`: for a resume from an older step, whose new trajectory must
   // not meet the abandoned one.
   absl::Status SetAsideAfter(uint64_t step);
 
  private:
-  CheckpointRoot(FileSystem* files, std::unique_ptr<Folder> root);
+  CheckpointRoot(FileSystem* files, std::unique_ptr<Folder> root, const Clock* clock);
 
   absl::Status CopyTokenizer(const std::string& path, Folder* staging, Manifest* manifest);
   absl::StatusOr<CommittedStep> Publish(const std::string& name, const Manifest& manifest);
   // Whether the step is there, complete, and of the same trajectory. A broken one is quarantined.
   absl::StatusOr<bool> IsThere(const Manifest& manifest);
-  absl::Status MoveStep(uint64_t step, const std::string& folder, std::string* new_name);
+  // Of every step, for ChooseKept. Verifies steps from the newest on until one does.
+  absl::StatusOr<std::vector<StepFacts>> GatherFacts(const KeepSpec& keep) const;
 
   FileSystem* files_;
   std::unique_ptr<Folder> root_;
+  const Clock* clock_;
 };
 
 }  // namespace moesaic
