@@ -15,7 +15,7 @@ bool HasLiveGeneration(JobState state) {
 }  // namespace
 
 ClusterState::ClusterState(ClusterOptions options, const std::vector<JobRecord>& records,
-                           absl::Time now)
+                           absl::Time now, const std::vector<NodeRecord>&)
     : options_(options), now_(now) {
   for (const JobRecord& record : records) {
     auto job = std::make_unique<Job>();
@@ -399,6 +399,33 @@ void ClusterState::DrainForMoreNodes(Job* job) {
   live->control.set_stop(true);
   PushControlOf(job);
   Transition(job, DRAINING, fmt::format("saving, to go on as: {}", plan->layout));
+}
+
+absl::Status ClusterState::On(const ResizeRequested&) { return absl::UnimplementedError("resize"); }
+absl::Status ClusterState::On(const NodeChangeRequested&) {
+  return absl::UnimplementedError("node");
+}
+absl::Status ClusterState::On(const AgentPreempted&) { return absl::UnimplementedError("preempt"); }
+absl::Status ClusterState::On(const CopiesReported&) { return absl::UnimplementedError("copies"); }
+absl::Status ClusterState::On(const SnapshotRequested&) {
+  return absl::UnimplementedError("snapshot");
+}
+
+std::vector<NodeStatus> ClusterState::nodes(absl::Time now) const {
+  std::vector<NodeStatus> all;
+  for (const auto& [name, node] : nodes_) {
+    NodeStatus& status = all.emplace_back();
+    status.set_node(name);
+    status.set_state(node.busy_generation == 0 ? NodeStatus::FREE : NodeStatus::BUSY);
+    status.set_slots(node.registration.slots());
+    status.set_cores(node.registration.cores());
+    status.set_host(node.registration.host());
+    status.set_job(node.busy_job);
+    status.set_generation(node.busy_generation);
+    status.set_lease_age_seconds(
+        absl::ToDoubleSeconds(now - (node.lease_until - options_.lease_ttl)));
+  }
+  return all;
 }
 
 absl::Status ClusterState::On(const Tick&) {

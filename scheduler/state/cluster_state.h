@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -49,6 +50,12 @@ struct ClusterOptions {
   absl::Duration join_wait = absl::Seconds(2);
   // Agents that take longer to write a snapshot have failed to.
   absl::Duration persist_timeout = absl::Minutes(30);
+  // A node that this many failures were blamed on within the window gets no more ranks for a while.
+  // 0: never.
+  uint32_t blame_failures = 3;
+  absl::Duration blame_window = absl::Minutes(10);
+  // Secret of a generation: random, never the same twice. Empty in tests: "token-1", "token-2", ...
+  std::function<std::string()> draw_token = {};
 };
 
 // A job that has started or may yet; ended ones stay until their name is submitted again.
@@ -57,7 +64,8 @@ class ClusterState {
  public:
   // `records`: what a former life made durable. A generation that was live then is over: agents
   // that still run it are told to kill it, and its job goes on with the next number.
-  ClusterState(ClusterOptions options, const std::vector<JobRecord>& records, absl::Time now);
+  ClusterState(ClusterOptions options, const std::vector<JobRecord>& records, absl::Time now,
+               const std::vector<NodeRecord>& node_records = {});
 
   // Errors of Outcome.status: FailedPrecondition "stale ..." for a sender of another generation or
   // incarnation, PermissionDenied for a wrong token, NotFound, AlreadyExists, InvalidArgument. An
@@ -70,6 +78,8 @@ class ClusterState {
   const RankTable* rank_table(absl::string_view job) const;
   const Control* control(absl::string_view job) const;
   std::vector<std::string> jobs() const;
+  // Registered nodes, and others that are remembered for their failures or their cordon; by name.
+  std::vector<NodeStatus> nodes(absl::Time now) const;
 
  private:
   struct Node {
@@ -152,6 +162,11 @@ class ClusterState {
   absl::Status On(const AgentRenewed& event);
   absl::Status On(const AgentLost& event);
   absl::Status On(const RestoreChosen& event);
+  absl::Status On(const ResizeRequested& event);
+  absl::Status On(const NodeChangeRequested& event);
+  absl::Status On(const AgentPreempted& event);
+  absl::Status On(const CopiesReported& event);
+  absl::Status On(const SnapshotRequested& event);
   absl::Status On(const Tick& event);
   absl::StatusOr<Node*> FindNode(const std::string& agent, const std::string& incarnation);
   void DropNode(const std::string& agent, const std::string& reason);

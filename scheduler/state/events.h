@@ -92,12 +92,40 @@ struct CommitFinished {
   absl::Status status;
   std::string path;
 };
+// Other bounds for the number of nodes of a job.
+struct ResizeRequested {
+  std::string job;
+  uint32_t min_nodes = 0;
+  uint32_t max_nodes = 0;
+};
+// A person drains, cordons or uncordons a node.
+struct NodeChangeRequested {
+  ChangeNodeRequest request;
+};
+// The agent's host goes away soon.
+struct AgentPreempted {
+  std::string agent;
+  std::string incarnation;
+  std::string reason;
+};
+// Answer to the agent command ReplicateSnapshot.
+struct CopiesReported {
+  std::string agent;
+  std::string incarnation;
+  SnapshotReplicated report;
+};
+// A person wants a checkpoint of the step in progress.
+struct SnapshotRequested {
+  std::string job;
+};
 // Time has passed.
 struct Tick {};
 
 using Event = std::variant<JobSubmitted, StopRequested, AgentJoined, AgentRenewed, AgentLost,
                            GenerationEnd, ShardsReported, RankTableAsked, RankReady, StepReported,
-                           SnapshotReported, RestoreChosen, CheckpointStaged, CommitFinished, Tick>;
+                           SnapshotReported, RestoreChosen, CheckpointStaged, CommitFinished,
+                           ResizeRequested, NodeChangeRequested, AgentPreempted, CopiesReported,
+                           SnapshotRequested, Tick>;
 
 // ---- Actions.
 // ------------------------------------------------------------------------------------
@@ -127,6 +155,9 @@ struct ChooseRestore {
   uint64_t attempt = 0;
   JobSpec spec;
   std::string resume;
+  // A worker found damage that a look at the structure does not show: read and check every byte of
+  // a candidate, set broken ones aside, and take the newest that is whole.
+  bool verify_content = false;
 };
 // Make a staging folder.
 struct StageCheckpoint {
@@ -161,6 +192,7 @@ struct Outcome {
   absl::Status status;
   // Must be durable before any action is done.
   std::vector<JobRecord> records;
+  std::vector<NodeRecord> node_records;
   // In this order.
   std::vector<Action> actions;
 };
