@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "launcher/config/spelling.h"
+#include "launcher/verbs/certs.h"
 #include "launcher/verbs/ckpt.h"
 #include "launcher/verbs/compute.h"
 #include "launcher/verbs/config.h"
@@ -21,6 +22,7 @@ using RegisterVerb = void (*)(CLI::App& program, VerbContext& context);
 constexpr RegisterVerb kVerbs[] = {
     RegisterRun,
     RegisterCkpt,
+    RegisterCerts,
     RegisterConfig,
     RegisterData,
     RegisterEval,

@@ -59,4 +59,7 @@ absl::Status CheckNode(const grpc::AuthContext& peer, absl::string_view node);
 // Whether "host:port" is of this machine only.
 bool IsLoopback(absl::string_view address);
 
+// FailedPrecondition for plain text to or at an address off loopback, unless `insecure`.
+absl::Status CheckPlainText(absl::string_view address, bool has_tls, bool insecure);
+
 }  // namespace moesaic

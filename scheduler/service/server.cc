@@ -329,13 +329,9 @@ class RunningServer : public CoordinatorServer {
 absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(
     CoordinatorCore* core, const ServerOptions& options) {
   const Security security = SecurityOf(options);
-  if (security == SECURITY_NONE && !options.insecure) {
-    return absl::FailedPreconditionError(fmt::format(
-        "{} can be reached from other machines, and without TLS whoever reaches it can run programs "
-        "here: give --tls-dir (moesaic certs init makes one), listen on 127.0.0.1, or accept that "
-        "with --insecure",
-        options.listen));
-  }
+  const absl::Status allowed =
+      CheckPlainText(options.listen, options.tls.has_value(), options.insecure);
+  if (!allowed.ok()) return allowed;
   auto server = std::make_unique<RunningServer>(core, security);
   if (const absl::Status status = server->Listen(options); !status.ok()) return status;
   if (security == SECURITY_NONE) {
