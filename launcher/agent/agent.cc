@@ -73,6 +73,7 @@ class RunningAgent : public Agent, private SessionOwner {
       case AgentCommand::kReplicate:
       case AgentCommand::kKeep:
       case AgentCommand::kLeave:
+      case AgentCommand::kInject:
       case AgentCommand::KIND_NOT_SET: break;
     }
   }
