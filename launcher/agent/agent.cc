@@ -28,7 +28,7 @@ class RunningAgent : public Agent, private SessionOwner {
         folder_(std::move(folder)),
         session_({.agent = options_.name,
                   .incarnation = RandomToken(),
-                  .channel = OpenCoordinatorChannel(options_.coordinator)},
+                  .channel = OpenCoordinatorChannel(options_.coordinator, options_.tls)},
                  this),
         snapshots_(folder_.get(), [this](AgentMessage message) { Say(std::move(message)); }),
         generations_({.coordinator = options_.coordinator,
@@ -91,6 +91,7 @@ absl::StatusOr<std::unique_ptr<Agent>> Agent::Start(AgentOptions options) {
   prctl(PR_SET_CHILD_SUBREAPER, 1);
   absl::StatusOr<std::unique_ptr<AgentFolder>> folder = AgentFolder::Create(options.shared_memory);
   if (!folder.ok()) return folder.status();
+  if (options.worker_tls) options.environment.merge(TlsVariables(*options.worker_tls));
   return std::make_unique<RunningAgent>(std::move(options), *std::move(folder));
 }
 

@@ -4,16 +4,21 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "base/clock.h"
+#include "scheduler/client/credentials.h"
 
 namespace moesaic {
 
 struct AgentOptions {
   std::string name;         // of the node
   std::string coordinator;  // host:port
+  // Of this agent, and where its workers find theirs; none: plain text.
+  std::optional<TlsIdentity> tls;
+  std::optional<TlsFiles> worker_tls;
   uint32_t slots = 1;
   uint32_t cores = 1;
   std::string host = "localhost";

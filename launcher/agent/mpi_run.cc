@@ -36,7 +36,10 @@ constexpr absl::Duration kReapLimit = absl::Seconds(2);
 // What ranks may see of our environment. LD_* and OMPI_MCA_* can load code and stay out.
 const std::set<std::string>& PassedOn() {
   static const std::set<std::string> names = {"PATH", "HOME", "USER",   "LOGNAME",
-                                              "LANG", "TZ",   "LC_ALL", "MOESAIC_LOG_LEVEL"};
+                                              "LANG", "TZ",   "LC_ALL", "MOESAIC_LOG_LEVEL",
+                                              // Paths, for the worker to read.
+                                              "MOESAIC_TLS_CA", "MOESAIC_TLS_CERT",
+                                              "MOESAIC_TLS_KEY"};
   return names;
 }
 

@@ -1,6 +1,7 @@
 // The `moesaic-worker` program: one rank of a training job, or a verb that computes on tensors. People
 // use `moesaic`, which starts it.
-#include <cstdlib>
+#include <unistd.h>
+
 #include <iostream>
 #include <map>
 #include <string>
@@ -14,9 +15,14 @@
 namespace moesaic {
 namespace {
 
-std::string Variable(const char* name) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? "" : value;
+std::map<std::string, std::string> Environment() {
+  std::map<std::string, std::string> variables;
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    const std::string text = *entry;
+    const size_t equals = text.find('=');
+    if (equals != std::string::npos) variables[text.substr(0, equals)] = text.substr(equals + 1);
+  }
+  return variables;
 }
 
 LogLevel LevelNamed(const std::string& name) {
@@ -28,8 +34,10 @@ LogLevel LevelNamed(const std::string& name) {
 }
 
 int RunWorkerProgram(int argc, char** argv) {
-  const WorkerEnvironment environment = {.token = Variable("MOESAIC_TOKEN"),
-                                         .log_level = LevelNamed(Variable("MOESAIC_LOG_LEVEL"))};
+  std::map<std::string, std::string> variables = Environment();
+  const WorkerEnvironment environment = {.token = variables["MOESAIC_TOKEN"],
+                                         .log_level = LevelNamed(variables["MOESAIC_LOG_LEVEL"]),
+                                         .tls = TlsFilesFrom(variables)};
   ConfigureLog("worker", environment.log_level);
   CLI::App program("Computes for moesaic, which starts it.", argv[0]);
   program.require_subcommand(1);

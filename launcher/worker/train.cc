@@ -9,6 +9,7 @@
 #include <memory>
 #include <utility>
 
+#include "base/clock.h"
 #include "launcher/build_info.h"
 #include "launcher/exit_codes.h"
 #include "parallel/comm/mpi.h"
@@ -62,7 +63,17 @@ std::unique_ptr<Watchdog> MakeWatchdog() {
   }});
 }
 
+absl::StatusOr<std::optional<TlsIdentity>> LoadWorkerTls(const WorkerEnvironment& environment) {
+  if (!environment.tls.ok()) return environment.tls.status();
+  return LoadTls(*environment.tls, Clock::System().Now());
+}
+
 int RunTrain(const TrainOptions& options, const WorkerEnvironment& environment) {
+  const auto tls = LoadWorkerTls(environment);
+  if (!tls.ok()) {
+    LogError("{}", std::string(tls.status().message()));
+    Leave(kExitPermission);
+  }
   const std::unique_ptr<Watchdog> watchdog = MakeWatchdog();
   auto mpi = MpiRuntime::Create(watchdog.get());
   if (!mpi.ok()) {
@@ -80,7 +91,7 @@ int RunTrain(const TrainOptions& options, const WorkerEnvironment& environment) 
   {
     const std::unique_ptr<Communicator> world = (*mpi)->World();
     const std::unique_ptr<CoordinatorClient> client =
-        ConnectToCoordinator({.target = options.coordinator, .worker = identity});
+        ConnectToCoordinator({.target = options.coordinator, .worker = identity, .tls = *tls});
     result = RunWorker({.client = client.get(),
                         .world = world.get(),
                         .watchdog = watchdog.get(),

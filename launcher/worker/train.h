@@ -2,9 +2,13 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+
+#include <optional>
 #include <string>
 
+#include "absl/status/statusor.h"
 #include "base/log.h"
+#include "scheduler/client/credentials.h"
 
 namespace moesaic {
 
@@ -12,6 +16,7 @@ namespace moesaic {
 struct WorkerEnvironment {
   std::string token;  // of the generation
   LogLevel log_level = LogLevel::kInfo;
+  absl::StatusOr<std::optional<TlsFiles>> tls = std::optional<TlsFiles>();
 };
 
 // Does not return to main after a failure: it leaves with the code of docs/exit-codes.md, since

@@ -25,6 +25,9 @@ namespace moesaic {
 namespace {
 
 constexpr off_t kMaxPemBytes = 1 << 20;
+constexpr char kCaVariable[] = "MOESAIC_TLS_CA";
+constexpr char kCertificateVariable[] = "MOESAIC_TLS_CERT";
+constexpr char kKeyVariable[] = "MOESAIC_TLS_KEY";
 constexpr char kMakeNew[] = "make new ones with \"moesaic certs init\"";
 
 absl::StatusOr<std::string> ReadPem(const std::string& path, bool secret) {
@@ -108,6 +111,26 @@ class CallerCheck : public grpc::AuthMetadataProcessor {
 TlsFiles TlsFilesIn(const std::string& dir, Role role) {
   const std::string stem = dir + "/" + RoleName(role);
   return {dir + "/ca.pem", stem + ".pem", stem + ".key"};
+}
+
+std::map<std::string, std::string> TlsVariables(const TlsFiles& files) {
+  return {{kCaVariable, files.ca}, {kCertificateVariable, files.certificate},
+          {kKeyVariable, files.key}};
+}
+
+absl::StatusOr<std::optional<TlsFiles>> TlsFilesFrom(
+    const std::map<std::string, std::string>& environment) {
+  std::vector<std::string> found;
+  for (const char* name : {kCaVariable, kCertificateVariable, kKeyVariable}) {
+    const auto variable = environment.find(name);
+    if (variable != environment.end()) found.push_back(variable->second);
+  }
+  if (found.empty()) return std::optional<TlsFiles>();
+  if (found.size() != 3) {
+    return absl::InvalidArgumentError(fmt::format("TLS wants all of {}, {} and {}", kCaVariable,
+                                                  kCertificateVariable, kKeyVariable));
+  }
+  return std::optional<TlsFiles>({found[0], found[1], found[2]});
 }
 
 absl::StatusOr<TlsIdentity> LoadTls(const TlsFiles& files, absl::Time now) {

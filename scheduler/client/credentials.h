@@ -8,6 +8,7 @@
 #include <grpcpp/security/credentials.h>
 #include <grpcpp/security/server_credentials.h>
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -28,6 +29,12 @@ struct TlsFiles {
 
 // DIR/ca.pem, DIR/<role>.pem and DIR/<role>.key, as `moesaic certs init` makes them.
 TlsFiles TlsFilesIn(const std::string& dir, Role role);
+
+// How an agent tells its workers of theirs: MOESAIC_TLS_CA, MOESAIC_TLS_CERT, MOESAIC_TLS_KEY.
+std::map<std::string, std::string> TlsVariables(const TlsFiles& files);
+// Nothing when none is set. InvalidArgument when only some are.
+absl::StatusOr<std::optional<TlsFiles>> TlsFilesFrom(
+    const std::map<std::string, std::string>& environment);
 
 // What a process proves with who it is. PEM texts.
 struct TlsIdentity {
