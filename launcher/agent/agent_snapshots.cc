@@ -113,7 +113,9 @@ absl::StatusOr<ShardsPersisted> AgentSnapshots::WriteRank(const PersistSnapshot&
   }
   const auto staging = FileSystem::System().OpenFolder(persist.staging());
   if (!staging.ok()) return staging.status();
-  return PersistShards(**reader, persist.step(), staging->get());
+  const std::unique_ptr<EarlierStep> earlier =
+      OpenEarlierStep(&FileSystem::System(), persist.staging(), persist.step());
+  return PersistShards(**reader, persist.step(), staging->get(), earlier.get());
 }
 
 }  // namespace moesaic

@@ -44,7 +44,8 @@ TrainingState TinyState(uint64_t step) {
   return state;
 }
 
-std::vector<std::vector<ShardSource>> TinySources(uint32_t ranks, uint64_t step) {
+std::vector<std::vector<ShardSource>> TinySources(uint32_t ranks, uint64_t step,
+                                                  int frozen) {
   const ParameterCatalog catalog = TinyCatalog();
   std::vector<std::vector<ShardSource>> sources(ranks);
   for (ParameterId id = 0; id < catalog.size(); ++id) {
@@ -67,9 +68,10 @@ std::vector<std::vector<ShardSource>> TinySources(uint32_t ranks, uint64_t step)
         for (const Box& box : BoxesOfFlatRange(source.shape, begin, end)) {
           const uint64_t count = *CheckedElements(AsShape(box.length()));
           source.box = box;
-          source.produce = [kind, id, begin, count, step](const ByteSink& sink) {
+          const uint64_t of = parameter.expert >= 0 && parameter.expert < frozen ? 0 : step;
+          source.produce = [kind, id, begin, count, of](const ByteSink& sink) {
             std::vector<float> values(count);
-            for (uint64_t i = 0; i < count; ++i) values[i] = TinyValue(kind, id, begin + i, step);
+            for (uint64_t i = 0; i < count; ++i) values[i] = TinyValue(kind, id, begin + i, of);
             return sink(std::as_bytes(std::span<const float>(values)));
           };
           sources[rank].push_back(source);
@@ -84,14 +86,17 @@ std::vector<std::vector<ShardSource>> TinySources(uint32_t ranks, uint64_t step)
 absl::StatusOr<std::vector<ShardsPersisted>> PersistTiny(FileSystem* files,
                                                          const std::string& staging,
                                                          uint32_t ranks, uint64_t step,
-                                                         uint64_t generation) {
+                                                         uint64_t generation, int frozen) {
   absl::StatusOr<std::unique_ptr<Folder>> folder = files->OpenFolder(staging);
   if (!folder.ok()) return folder.status();
-  const std::vector<std::vector<ShardSource>> sources = TinySources(ranks, step);
+  const std::vector<std::vector<ShardSource>> sources = TinySources(ranks, step, frozen);
+  const std::unique_ptr<EarlierStep> earlier = OpenEarlierStep(files, staging, step);
   std::vector<ShardsPersisted> reports;
   for (uint32_t rank = 0; rank < ranks; ++rank) {
     absl::StatusOr<WrittenShards> written = WriteShardFiles(
-        sources[rank], {.rank = rank, .step = step, .max_file_bytes = 4000}, folder->get());
+        sources[rank],
+        {.rank = rank, .step = step, .max_file_bytes = 4000, .earlier = earlier.get()},
+        folder->get());
     if (!written.ok()) return written.status();
     ShardsPersisted& report = reports.emplace_back();
     report.set_job("tiny");
@@ -121,11 +126,11 @@ CommitRequest TinyRequest(const std::string& staging, const std::vector<ShardsPe
 }
 
 absl::StatusOr<CommittedStep> CommitTiny(FileSystem* files, CheckpointRoot* root, uint32_t ranks,
-                                         uint64_t step, uint64_t generation) {
+                                         uint64_t step, uint64_t generation, int frozen) {
   absl::StatusOr<std::string> staging = root->BeginStaging(step, generation);
   if (!staging.ok()) return staging.status();
   absl::StatusOr<std::vector<ShardsPersisted>> reports =
-      PersistTiny(files, *staging, ranks, step, generation);
+      PersistTiny(files, *staging, ranks, step, generation, frozen);
   if (!reports.ok()) return reports.status();
   return root->Commit(TinyRequest(*staging, *reports, generation));
 }

@@ -25,14 +25,15 @@ std::vector<float> TinyObject(ObjectKind kind, ParameterId parameter, uint64_t s
 TrainingState TinyState(uint64_t step);
 
 // What `ranks` ranks write of a step: expert e lies on rank e % ranks, and every other object is cut
-// into flat ranges of about equal size, one a rank, as boxes.
-std::vector<std::vector<ShardSource>> TinySources(uint32_t ranks, uint64_t step);
+// into flat ranges of about equal size, one a rank, as boxes. Experts below `frozen` have the values
+// of step 0 for ever.
+std::vector<std::vector<ShardSource>> TinySources(uint32_t ranks, uint64_t step, int frozen = 0);
 
-// Writes the shard files of all ranks, as agents do.
+// Writes the shard files of all ranks, as agents do, incrementally.
 absl::StatusOr<std::vector<ShardsPersisted>> PersistTiny(FileSystem* files,
                                                          const std::string& staging,
                                                          uint32_t ranks, uint64_t step,
-                                                         uint64_t generation);
+                                                         uint64_t generation, int frozen = 0);
 
 // The request that goes with them.
 CommitRequest TinyRequest(const std::string& staging, const std::vector<ShardsPersisted>& reports,
@@ -40,6 +41,6 @@ CommitRequest TinyRequest(const std::string& staging, const std::vector<ShardsPe
 
 // BeginStaging, PersistTiny, Commit.
 absl::StatusOr<CommittedStep> CommitTiny(FileSystem* files, CheckpointRoot* root, uint32_t ranks,
-                                         uint64_t step, uint64_t generation);
+                                         uint64_t step, uint64_t generation, int frozen = 0);
 
 }  // namespace moesaic

@@ -158,6 +158,37 @@ TEST_F(C6, AnyDamageOfTheManifestIsFound) {
   EXPECT_THAT(Problems(VerifyDepth::kStructure), HasSubstr("MANIFEST.pb"));
 }
 
+TEST_F(C6, ThreadsGiveTheSameReportAndProgressReachesTheTotal) {
+  for (const StoredFile& file : manifest_.files()) {
+    std::string content = files_.Read(Path(file));
+    content.back() = static_cast<char>(content.back() ^ 1);
+    files_.Write(Path(file), content);
+  }
+  const std::string alone = Problems();
+  uint64_t last = 0, whole = 0;
+  VerifyOptions options;
+  options.threads = 4;
+  options.progress = [&](uint64_t done, uint64_t total) {
+    EXPECT_GE(done, last);
+    last = done;
+    whole = total;
+  };
+  const VerifyReport report = VerifyStep(*folder_, options);
+  EXPECT_EQ(absl::StrJoin(report.problems, "\n"), alone);
+  EXPECT_FALSE(report.unreadable);
+  EXPECT_EQ(last, whole);
+  EXPECT_EQ(whole, report.bytes);
+}
+
+TEST_F(C6, ACancelledVerificationSaysNothingOfTheContent) {
+  const std::atomic<bool> cancelled = true;
+  VerifyOptions options;
+  options.cancelled = &cancelled;
+  const VerifyReport report = VerifyStep(*folder_, options);
+  EXPECT_TRUE(report.unreadable);
+  EXPECT_TRUE(absl::IsUnavailable(VerifyStatus(*folder_, report)));
+}
+
 // What a forged manifest claims, with a trailer that fits.
 struct Forgery {
   const char* name;

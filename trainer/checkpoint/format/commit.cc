@@ -239,7 +239,10 @@ absl::StatusOr<CommittedStep> CheckpointRoot::Publish(const std::string& name,
   CommittedStep committed;
   committed.step = manifest.state().step();
   committed.path = StepPath(committed.step);
-  for (const StoredFile& file : manifest.files()) committed.bytes += file.bytes();
+  for (const StoredFile& file : manifest.files()) {
+    committed.bytes += file.bytes();
+    if (file.has_written_at_step()) committed.reused_bytes += file.bytes();
+  }
 
   absl::StatusOr<bool> there = IsThere(manifest);
   if (!there.ok()) return there.status();
@@ -368,13 +371,14 @@ absl::Status CheckpointRoot::Sweep(uint64_t live_generation) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::optional<uint64_t>> CheckpointRoot::NewestVerified(VerifyDepth depth) {
+absl::StatusOr<std::optional<uint64_t>> CheckpointRoot::NewestVerified(
+    const VerifyOptions& options) {
   absl::StatusOr<std::vector<uint64_t>> steps = Steps();
   if (!steps.ok()) return steps.status();
   for (auto step = steps->rbegin(); step != steps->rend(); ++step) {
     absl::StatusOr<std::unique_ptr<Folder>> folder = root_->OpenFolder(StepFolderName(*step));
     if (!folder.ok()) return folder.status();
-    const VerifyReport report = VerifyStep(**folder, depth);
+    const VerifyReport report = VerifyStep(**folder, options);
     if (report.ok()) return std::optional<uint64_t>(*step);
     absl::Status verified = VerifyStatus(**folder, report);
     if (report.unreadable) return verified;

@@ -49,6 +49,7 @@ struct CommittedStep {
   uint64_t step = 0;
   std::string path;
   uint64_t bytes = 0;
+  uint64_t reused_bytes = 0;  // of them, in files that were taken over from an earlier step
   // The same step of the same trajectory was there already and stays; the new one is dropped.
   bool was_there = false;
 };
@@ -102,7 +103,10 @@ class CheckpointRoot {
   // The newest step that verifies; steps that do not are moved to .quarantine, with an error in the
   // log. Nothing when there is none. Unavailable when a step cannot be read: that is no reason to
   // fall back to an older one.
-  absl::StatusOr<std::optional<uint64_t>> NewestVerified(VerifyDepth depth);
+  absl::StatusOr<std::optional<uint64_t>> NewestVerified(const VerifyOptions& options);
+  absl::StatusOr<std::optional<uint64_t>> NewestVerified(VerifyDepth depth) {
+    return NewestVerified(VerifyOptions{depth, 1, {}, nullptr});
+  }
 
   // Moves a step to .quarantine, with the reason and an error in the log; nothing is deleted.
   absl::Status Quarantine(uint64_t step, absl::string_view reason);

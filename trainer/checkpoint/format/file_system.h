@@ -5,7 +5,8 @@
 // with InvalidArgument. Symbolic links are not followed. Errors name the path and the system's
 // words: NotFound (ENOENT), AlreadyExists (EEXIST, ENOTEMPTY), ResourceExhausted (ENOSPC, EDQUOT,
 // ENOMEM, EMFILE), PermissionDenied (EACCES, EPERM, EROFS), FailedPrecondition (ELOOP, ENOTDIR,
-// EISDIR, not a regular file), Unavailable (any other).
+// EISDIR, not a regular file), Unimplemented (EXDEV, EMLINK, EOPNOTSUPP, ENOSYS), Unavailable (any
+// other).
 #pragma once
 
 #include <cstddef>
@@ -67,6 +68,10 @@ class Folder {
   // Of a file or a folder; `to` is a folder of the same file system. AlreadyExists when `new_name`
   // is taken there.
   virtual absl::Status Rename(const std::string& name, Folder* to, const std::string& new_name) = 0;
+  // A second name for the same file (a hard link). AlreadyExists as above; Unimplemented when there
+  // are no links here, or not between these folders.
+  virtual absl::Status Link(const std::string& name, Folder* to,
+                            const std::string& new_name) const = 0;
   virtual absl::Status RemoveFile(const std::string& name) = 0;
   // An empty one.
   virtual absl::Status RemoveFolder(const std::string& name) = 0;

@@ -19,6 +19,7 @@
 #include "proto/job_spec.h"
 #include "trainer/catalog/parameter_catalog.h"
 #include "trainer/checkpoint/format/box.h"
+#include "trainer/checkpoint/format/mixtral_names.h"
 #include "trainer/checkpoint/format/safetensors.h"
 #include "trainer/checkpoint/format/shard_files.h"
 
@@ -242,29 +243,6 @@ class TensorFolder {
   std::map<std::string, SourceTensor> tensors_;
 };
 
-// The Mixtral tensors whose rows make up a parameter, in order.
-std::vector<std::string> TensorsOf(const ParameterSpec& parameter) {
-  if (parameter.name == "embedding") return {"model.embed_tokens.weight"};
-  if (parameter.name == "norm") return {"model.norm.weight"};
-  if (parameter.name == "head") return {"lm_head.weight"};
-  const std::string layer = absl::StrCat("model.layers.", parameter.layer, ".");
-  const std::string expert =
-      absl::StrCat(layer, "block_sparse_moe.experts.", parameter.expert, ".");
-  const auto ends = [&](absl::string_view suffix) {
-    return absl::EndsWith(parameter.name, suffix);
-  };
-  if (ends(".attention_norm")) return {layer + "input_layernorm.weight"};
-  if (ends(".feed_forward_norm")) return {layer + "post_attention_layernorm.weight"};
-  if (ends(".attention.output")) return {layer + "self_attn.o_proj.weight"};
-  if (ends(".attention.qkv")) {
-    return {layer + "self_attn.q_proj.weight", layer + "self_attn.k_proj.weight",
-            layer + "self_attn.v_proj.weight"};
-  }
-  if (ends(".moe.router")) return {layer + "block_sparse_moe.gate.weight"};
-  if (ends(".gate_up")) return {expert + "w1.weight", expert + "w3.weight"};
-  return {expert + "w2.weight"};
-}
-
 // A parameter as the rows of its tensors, checked against the catalog's shape.
 absl::StatusOr<ShardSource> SourceOf(const ParameterSpec& parameter, const TensorFolder& folder,
                                      std::set<std::string>* used) {
@@ -276,7 +254,7 @@ absl::StatusOr<ShardSource> SourceOf(const ParameterSpec& parameter, const Tenso
   source.expert = parameter.expert;
   std::vector<const SourceTensor*> parts;
   std::vector<uint64_t> stacked;
-  for (const std::string& name : TensorsOf(parameter)) {
+  for (const std::string& name : MixtralTensorsOf(parameter)) {
     const SourceTensor* part = folder.Find(name);
     if (part == nullptr) {
       return absl::FailedPreconditionError(
@@ -300,7 +278,7 @@ absl::StatusOr<ShardSource> SourceOf(const ParameterSpec& parameter, const Tenso
   if (stacked != source.shape) {
     return absl::FailedPreconditionError(
         absl::StrCat("parameter ", parameter.name, " has shape ", DescribeShape(source.shape),
-                     " by ", kConfigName, ", but ", absl::StrJoin(TensorsOf(parameter), " + "),
+                     " by ", kConfigName, ", but ", absl::StrJoin(MixtralTensorsOf(parameter), " + "),
                      " make ", DescribeShape(stacked)));
   }
   source.produce = [parts](const ByteSink& sink) {

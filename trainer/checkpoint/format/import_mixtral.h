@@ -1,15 +1,6 @@
 // Import of a Hugging Face Mixtral folder: config.json and model.safetensors, or shards with
 // model.safetensors.index.json. Dtypes F32, BF16 and F16; stored as fp32 masters.
-//
-//   moesaic parameter                     Mixtral tensors (rows one after another)
-//   embedding, norm, head                 model.embed_tokens, model.norm, lm_head
-//   layers.L.attention_norm               model.layers.L.input_layernorm
-//   layers.L.attention.qkv                ...self_attn.q_proj, k_proj, v_proj
-//   layers.L.attention.output             ...self_attn.o_proj
-//   layers.L.feed_forward_norm            ...post_attention_layernorm
-//   layers.L.moe.router                   ...block_sparse_moe.gate
-//   layers.L.moe.experts.E.gate_up        ...block_sparse_moe.experts.E.w1, w3
-//   layers.L.moe.experts.E.down           ...block_sparse_moe.experts.E.w2
+// mixtral_names.h says which tensor becomes which parameter.
 #pragma once
 
 #include <cstdint>

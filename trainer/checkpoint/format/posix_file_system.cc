@@ -32,6 +32,11 @@ absl::StatusCode CodeOf(int error) {
     case EPERM:
     case EROFS:
       return absl::StatusCode::kPermissionDenied;
+    case EXDEV:
+    case EMLINK:
+    case EOPNOTSUPP:
+    case ENOSYS:
+      return absl::StatusCode::kUnimplemented;
     case ELOOP:
     case ENOTDIR:
     case EISDIR:
@@ -199,6 +204,20 @@ class PosixFolder : public Folder {
     }
     if (RenameNoReplace(fd_.get(), name.c_str(), target->fd_.get(), new_name.c_str()) != 0) {
       return SystemError(absl::StrCat("rename ", Path(name), " to"), target->Path(new_name), errno);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Link(const std::string& name, Folder* to,
+                    const std::string& new_name) const override {
+    if (absl::Status valid = ValidateName(name); !valid.ok()) return valid;
+    if (absl::Status valid = ValidateName(new_name); !valid.ok()) return valid;
+    auto* target = dynamic_cast<PosixFolder*>(to);
+    if (target == nullptr) {
+      return absl::UnimplementedError("link: the folders are of different file systems");
+    }
+    if (linkat(fd_.get(), name.c_str(), target->fd_.get(), new_name.c_str(), 0) != 0) {
+      return SystemError(absl::StrCat("link ", Path(name), " to"), target->Path(new_name), errno);
     }
     return absl::OkStatus();
   }

@@ -1,11 +1,15 @@
 #include "trainer/checkpoint/format/shard_files.h"
 
+#include <algorithm>
+#include <iterator>
 #include <map>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/log.h"
 #include "trainer/checkpoint/format/box.h"
 #include "trainer/checkpoint/format/durable_file.h"
 #include "trainer/checkpoint/format/manifest.h"
@@ -58,15 +62,124 @@ absl::StatusOr<std::vector<FilePlan>> PlanFiles(const std::vector<ShardSource>& 
   return plans;
 }
 
+// One shard file of an earlier step.
+class EarlierFile {
+ public:
+  EarlierFile(const StoredFile& stored, uint64_t step) : stored_(&stored), step_(step) {}
+
+  void Add(const StoredObject& object, const Shard& shard) { parts_.push_back({&object, &shard}); }
+  void Sort() {
+    std::ranges::sort(parts_, {}, [](const Part& part) { return part.shard->begin(); });
+  }
+
+  const StoredFile& stored() const { return *stored_; }
+  const Shard& shard(size_t i) const { return *parts_[i].shard; }
+
+  // Whether it holds just these tensors, in this order, of whatever bytes.
+  bool Holds(const std::vector<SafetensorsTensor>& tensors) const {
+    return std::ranges::equal(parts_, tensors, [](const Part& part, const SafetensorsTensor& tensor) {
+      return ShardTensorName(*part.object, part.shard->box()) == tensor.name &&
+             part.object->element() == tensor.element &&
+             std::ranges::equal(AsShape(part.shard->box().length()), tensor.shape);
+    });
+  }
+
+  StoredFile AsLinked() const {
+    StoredFile linked = *stored_;
+    if (!linked.has_written_at_step()) linked.set_written_at_step(step_);
+    return linked;
+  }
+
+ private:
+  struct Part {
+    const StoredObject* object;
+    const Shard* shard;
+  };
+  const StoredFile* stored_;
+  uint64_t step_;
+  std::vector<Part> parts_;
+};
+
+// The shard files of an earlier step, by name. Points into it.
+class EarlierFiles {
+ public:
+  explicit EarlierFiles(const EarlierStep& step) : folder_(step.folder.get()) {
+    const Manifest& manifest = step.manifest;
+    std::vector<EarlierFile> files;
+    for (const StoredFile& file : manifest.files()) {
+      files.emplace_back(file, manifest.state().step());
+    }
+    for (const StoredObject& object : manifest.objects()) {
+      for (const Shard& shard : object.shards()) files[shard.file()].Add(object, shard);
+    }
+    for (EarlierFile& file : files) {
+      file.Sort();
+      by_name_.emplace(file.stored().name(), std::move(file));
+    }
+  }
+
+  const EarlierFile* Find(const std::string& name) const {
+    const auto found = by_name_.find(name);
+    return found == by_name_.end() ? nullptr : &found->second;
+  }
+
+  // False when the file is not what it should be, is gone, or cannot be linked.
+  bool LinkInto(const EarlierFile& file, Folder* staging) const {
+    const std::string& name = file.stored().name();
+    absl::StatusOr<std::string> hash = HashFile(name, file.stored().bytes());
+    if (!hash.ok()) return false;
+    if (*hash != file.stored().xxh3()) {
+      LogError("{}/{} is damaged; it is written anew. Run moesaic ckpt verify on that folder",
+               folder_->path(), name);
+      return false;
+    }
+    return folder_->Link(name, staging, name).ok();
+  }
+
+ private:
+  absl::StatusOr<std::string> HashFile(const std::string& name, uint64_t bytes) const {
+    absl::StatusOr<std::unique_ptr<ReadableFile>> file = folder_->Open(name);
+    if (!file.ok()) return file.status();
+    if ((*file)->size() != bytes) return absl::DataLossError("it has another size");
+    Xxh3Stream hash;
+    std::vector<std::byte> buffer(std::min<uint64_t>(bytes, 4 << 20));
+    for (uint64_t at = 0; at < bytes; at += buffer.size()) {
+      const std::span<std::byte> piece =
+          std::span(buffer).first(std::min<uint64_t>(buffer.size(), bytes - at));
+      if (absl::Status read = (*file)->ReadAt(at, piece); !read.ok()) return read;
+      hash.Update(piece);
+    }
+    return hash.Digest();
+  }
+
+  const Folder* folder_;
+  std::map<std::string, EarlierFile> by_name_;
+};
+
 class ShardFileSet {
  public:
   ShardFileSet(const std::vector<ShardSource>& sources, const ShardFilesOptions& options,
                Folder* staging)
-      : sources_(sources), options_(options), staging_(staging) {}
+      : sources_(sources), options_(options), staging_(staging) {
+    if (options.earlier != nullptr) earlier_.emplace(*options.earlier);
+  }
 
-  absl::Status WriteFile(const FilePlan& plan) {
+  // Links the earlier step's file where it would be the same, or writes it.
+  absl::Status AddFile(const FilePlan& plan) {
     std::vector<SafetensorsTensor> tensors;
     for (size_t i : plan.sources) tensors.push_back(TensorOf(sources_[i]));
+    if (earlier_) {
+      absl::StatusOr<bool> linked = LinkFile(plan, tensors);
+      if (!linked.ok()) return linked.status();
+      if (*linked) return absl::OkStatus();
+    }
+    return WriteFile(plan, std::move(tensors));
+  }
+
+  WrittenShards Take() { return std::move(written_); }
+
+ private:
+  absl::Status WriteFile(const FilePlan& plan, std::vector<SafetensorsTensor> tensors) {
     absl::StatusOr<std::string> header = LayOutSafetensors(
         &tensors, {{"format", "moesaic"}, {"step", absl::StrCat(options_.step)}});
     if (!header.ok()) return header.status();
@@ -84,9 +197,30 @@ class ShardFileSet {
     return absl::OkStatus();
   }
 
-  WrittenShards Take() { return std::move(written_); }
+  absl::StatusOr<bool> LinkFile(const FilePlan& plan,
+                                const std::vector<SafetensorsTensor>& tensors) {
+    const EarlierFile* earlier = earlier_->Find(plan.name);
+    if (earlier == nullptr || !earlier->Holds(tensors)) return false;
+    for (size_t i = 0; i < plan.sources.size(); ++i) {
+      Xxh3Stream hash;
+      absl::Status produced =
+          sources_[plan.sources[i]].produce([&](std::span<const std::byte> piece) {
+            hash.Update(piece);
+            return absl::OkStatus();
+          });
+      if (!produced.ok()) return produced;
+      if (hash.Digest() != earlier->shard(i).xxh3()) return false;
+    }
+    if (!earlier_->LinkInto(*earlier, staging_)) return false;
+    for (size_t i = 0; i < plan.sources.size(); ++i) {
+      Shard* shard = ObjectOf(sources_[plan.sources[i]]).add_shards();
+      *shard = earlier->shard(i);
+      shard->set_file(static_cast<uint32_t>(written_.files.size()));
+    }
+    written_.files.push_back(earlier->AsLinked());
+    return true;
+  }
 
- private:
   static SafetensorsTensor TensorOf(const ShardSource& source) {
     StoredObject object;
     object.set_kind(source.kind);
@@ -139,11 +273,33 @@ class ShardFileSet {
   const std::vector<ShardSource>& sources_;
   const ShardFilesOptions& options_;
   Folder* staging_;
+  std::optional<EarlierFiles> earlier_;
   std::map<std::pair<int, std::string>, size_t> by_name_;
   WrittenShards written_;
 };
 
 }  // namespace
+
+std::unique_ptr<EarlierStep> OpenEarlierStep(FileSystem* files, const std::string& staging,
+                                             uint64_t step) {
+  // <root>/.staging/<name>
+  const size_t name = staging.rfind('/');
+  const size_t folder = name == std::string::npos ? name : staging.rfind('/', name - 1);
+  if (folder == std::string::npos) return nullptr;
+  const absl::StatusOr<std::unique_ptr<Folder>> root =
+      files->OpenFolder(folder == 0 ? "/" : staging.substr(0, folder));
+  if (!root.ok()) return nullptr;
+  absl::StatusOr<std::vector<uint64_t>> steps = ListSteps(**root);
+  if (!steps.ok()) return nullptr;
+  const auto after = std::ranges::lower_bound(*steps, step);
+  if (after == steps->begin()) return nullptr;
+  absl::StatusOr<std::unique_ptr<Folder>> opened =
+      (*root)->OpenFolder(StepFolderName(*std::prev(after)));
+  if (!opened.ok()) return nullptr;
+  absl::StatusOr<Manifest> manifest = ReadManifest(**opened);
+  if (!manifest.ok()) return nullptr;
+  return std::make_unique<EarlierStep>(EarlierStep{*std::move(opened), *std::move(manifest)});
+}
 
 absl::StatusOr<WrittenShards> WriteShardFiles(const std::vector<ShardSource>& sources,
                                               const ShardFilesOptions& options, Folder* staging) {
@@ -151,7 +307,7 @@ absl::StatusOr<WrittenShards> WriteShardFiles(const std::vector<ShardSource>& so
   if (!plans.ok()) return plans.status();
   ShardFileSet files(sources, options, staging);
   for (const FilePlan& plan : *plans) {
-    absl::Status written = files.WriteFile(plan);
+    absl::Status written = files.AddFile(plan);
     if (!written.ok()) {
       return absl::Status(written.code(),
                           absl::StrCat("shard file ", plan.name, ": ", written.message()));
@@ -162,7 +318,7 @@ absl::StatusOr<WrittenShards> WriteShardFiles(const std::vector<ShardSource>& so
 }
 
 absl::StatusOr<ShardsPersisted> PersistShards(const SnapshotReader& snapshot, uint64_t step,
-                                              Folder* staging) {
+                                              Folder* staging, const EarlierStep* earlier) {
   const SnapshotIndex& index = snapshot.index();
   if (index.state().step() != step) {
     return absl::FailedPreconditionError(absl::StrCat("the snapshot of rank ", index.rank(),
@@ -184,7 +340,8 @@ absl::StatusOr<ShardsPersisted> PersistShards(const SnapshotReader& snapshot, ui
     sources.push_back(std::move(source));
   }
   absl::StatusOr<WrittenShards> written =
-      WriteShardFiles(sources, {.rank = index.rank(), .step = step}, staging);
+      WriteShardFiles(
+      sources, {.rank = index.rank(), .step = step, .earlier = earlier}, staging);
   if (!written.ok()) return written.status();
   ShardsPersisted persisted;
   persisted.set_job(index.job());

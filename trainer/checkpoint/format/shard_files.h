@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -18,6 +19,17 @@
 #include "trainer/checkpoint/format/snapshot_arena.h"
 
 namespace moesaic {
+
+// A committed step whose unchanged files a save may take over.
+struct EarlierStep {
+  std::unique_ptr<Folder> folder;
+  Manifest manifest;
+};
+
+// The newest step before `step` in the root that `staging` (a path as BeginStaging returns it) lies
+// in. Null when there is none that can be read: then everything is written.
+std::unique_ptr<EarlierStep> OpenEarlierStep(FileSystem* files, const std::string& staging,
+                                             uint64_t step);
 
 // Takes the next bytes of an object.
 using ByteSink = std::function<absl::Status(std::span<const std::byte>)>;
@@ -39,6 +51,11 @@ struct ShardFilesOptions {
   uint32_t rank = 0;
   uint64_t step = 0;
   uint64_t max_file_bytes = 2ull << 30;
+  // Where not null: a file that would have the tensors, and the bytes (by checksum), that the file
+  // of its name has there is not written but linked, after all of that file has been read and
+  // checked. A step folder stays complete in itself: the earlier one may go at any time. Where a
+  // link is not possible, the file is written.
+  const EarlierStep* earlier = nullptr;
 };
 
 // What was written; Shard.file in `objects` indexes `files`.
@@ -55,6 +72,7 @@ absl::StatusOr<WrittenShards> WriteShardFiles(const std::vector<ShardSource>& so
 // job, generation, step, rank, state, files and objects; the caller adds `staging`.
 // FailedPrecondition when the snapshot is not of `step`.
 absl::StatusOr<ShardsPersisted> PersistShards(const SnapshotReader& snapshot, uint64_t step,
-                                              Folder* staging);
+                                              Folder* staging,
+                                              const EarlierStep* earlier = nullptr);
 
 }  // namespace moesaic

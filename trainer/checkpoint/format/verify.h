@@ -1,7 +1,9 @@
 // Verification of a committed (or about to be committed) step folder.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -34,8 +36,23 @@ struct VerifyReport {
   bool ok() const { return problems.empty(); }
 };
 
-// Never fails: what goes wrong is in the report.
-VerifyReport VerifyStep(const Folder& step, VerifyDepth depth);
+struct VerifyOptions {
+  VerifyDepth depth = VerifyDepth::kContent;
+  // Files are read on this many threads (the caller's is one of them).
+  int threads = 1;
+  // Called now and then with the bytes that are read and those that will be, from one thread at a
+  // time; may be empty.
+  std::function<void(uint64_t done, uint64_t total)> progress;
+  // Looked at after every few MiB, where not null: true ends the verification early, with a report
+  // that is `unreadable`.
+  const std::atomic<bool>* cancelled = nullptr;
+};
+
+// Never fails: what goes wrong is in the report, in the order of the manifest.
+VerifyReport VerifyStep(const Folder& step, const VerifyOptions& options);
+inline VerifyReport VerifyStep(const Folder& step, VerifyDepth depth) {
+  return VerifyStep(step, VerifyOptions{depth, 1, {}, nullptr});
+}
 
 // OK, or DataLoss (Unavailable when `unreadable`) with the folder and the first few problems.
 absl::Status VerifyStatus(const Folder& step, const VerifyReport& report);
