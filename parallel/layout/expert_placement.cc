@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <string>
 #include <utility>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
@@ -57,9 +59,11 @@ absl::StatusOr<ExpertPlacement> ExpertPlacement::Create(
   return placement;
 }
 
-ExpertPlacement ExpertPlacement::Even(const Mesh& mesh, std::span<const int> experts) {
+ExpertPlacement ExpertPlacement::Even(const Mesh& mesh, std::span<const int> experts,
+                                      uint64_t epoch) {
   const int groups = mesh.expert_groups();
   ExpertPlacement placement;
+  placement.epoch_ = epoch;
   placement.holders_.resize(experts.size());
   for (size_t layer = 0; layer < experts.size(); ++layer) {
     placement.holders_[layer].resize(experts[layer]);
@@ -89,21 +93,45 @@ std::vector<int> ExpertPlacement::ExpertsOf(int rank, int layer) const {
 
 int ExpertPlacement::Destination(const Mesh& mesh, int source, int layer, int expert) const {
   const int group = mesh.place(source).expert_group;
-  int destination = -1;
+  absl::InlinedVector<int, 4> holders;
   for (int rank : holders_[layer][expert]) {
-    if (mesh.place(rank).expert_group != group) continue;
-    if (destination < 0 || mesh.place(rank).expert < mesh.place(destination).expert) {
-      destination = rank;
-    }
+    if (mesh.place(rank).expert_group == group) holders.push_back(rank);
   }
-  if (destination < 0) {
+  if (holders.empty()) {
     LogError(
         "[placement] layer {} expert {} has no holder in expert group {} of rank {}: the "
         "placement was made for another mesh",
         layer, expert, group, source);
     std::abort();
   }
-  return destination;
+  return NearestHolder(mesh, source, holders);
+}
+
+bool ExpertPlacement::SurvivesAnyNode(const Mesh& mesh) const {
+  for (const auto& layer : holders_) {
+    for (const std::vector<int>& holders : layer) {
+      const std::string& node = mesh.place(holders.front()).node;
+      if (std::all_of(holders.begin(), holders.end(),
+                      [&](int rank) { return mesh.place(rank).node == node; })) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+int NearestHolder(const Mesh& mesh, int source, std::span<const int> holders) {
+  if (holders.size() == 1) return holders.front();
+  if (std::find(holders.begin(), holders.end(), source) != holders.end()) return source;
+  const RankPlace& from = mesh.place(source);
+  absl::InlinedVector<int, 4> nearest;
+  for (int rank : holders) {
+    if (mesh.place(rank).node == from.node) nearest.push_back(rank);
+  }
+  if (nearest.empty()) nearest.assign(holders.begin(), holders.end());
+  std::sort(nearest.begin(), nearest.end(),
+            [&](int a, int b) { return mesh.place(a).expert < mesh.place(b).expert; });
+  return nearest[static_cast<size_t>(from.expert) % nearest.size()];
 }
 
 }  // namespace moesaic

@@ -27,7 +27,7 @@ class ExpertPlacement {
   // The default: in each expert group, expert e of E lies on coordinate floor(e * size / E), so
   // that counts differ by at most one; primaries rotate over the groups by expert id.
   // `experts[layer]` is the number of experts of the layer, 0 for a dense one.
-  static ExpertPlacement Even(const Mesh& mesh, std::span<const int> experts);
+  static ExpertPlacement Even(const Mesh& mesh, std::span<const int> experts, uint64_t epoch = 0);
 
   uint64_t epoch() const { return epoch_; }
   int layers() const { return static_cast<int>(holders_.size()); }
@@ -38,13 +38,21 @@ class ExpertPlacement {
   bool Holds(int rank, int layer, int expert) const;
   // Experts of a layer that `rank` holds, ascending.
   std::vector<int> ExpertsOf(int rank, int layer) const;
-  // The rank that computes expert `expert` for tokens of `source`: its holder in the expert group
-  // of `source` (the one of lowest coordinate, when the group has several).
+  // The rank that computes expert `expert` for tokens of `source`: NearestHolder among its holders
+  // in the expert group of `source`. A micro-batch has one source, so its rows of an expert are
+  // never split.
   int Destination(const Mesh& mesh, int source, int layer, int expert) const;
+  // Whether every expert has holders on two nodes.
+  bool SurvivesAnyNode(const Mesh& mesh) const;
 
  private:
   uint64_t epoch_ = 0;
   std::vector<std::vector<std::vector<int>>> holders_;
 };
+
+// Of `holders`, none of which is in another expert group than `source`, the one that serves it:
+// itself, else one on its node, else any; where several are as near, sources take turns by their
+// coordinate. `holders` in any order, not empty.
+int NearestHolder(const Mesh& mesh, int source, std::span<const int> holders);
 
 }  // namespace moesaic

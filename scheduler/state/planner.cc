@@ -7,13 +7,15 @@
 #include <optional>
 #include <utility>
 
+#include "parallel/layout/balanced_placement.h"
 #include "parallel/layout/micro_batch_plan.h"
-#include "proto/job_spec.h"
+#include "trainer/catalog/expert_state.h"
 
 namespace moesaic {
 namespace {
 
-constexpr double kMostTokens = 1e18;  // a step, of one expert: beyond it the record is damaged
+// Another placement than the even one, or more copies, must take this much off the busiest rank.
+constexpr double kWorthwhile = 0.98;
 
 int64_t Rounds(const JobSpec& spec, uint32_t ranks) {
   const int64_t micro_batches = spec.train().global_batch() / spec.train().micro_batch();
@@ -152,13 +154,51 @@ std::vector<RankPlace> Places(const std::vector<PlanNode>& nodes, uint32_t slots
   return places;
 }
 
-std::vector<int> ExpertsOfLayers(const ModelSpec& model) {
-  std::vector<int> experts;
-  for (uint32_t layer = 0; layer < model.layers(); ++layer) {
-    experts.push_back(
-        IsMoeLayer(model, static_cast<int>(layer)) ? static_cast<int>(model.moe().experts()) : 0);
+// Where the experts of a layout go, and why.
+struct PlacedExperts {
+  ExpertPlacement placement;
+  std::string reason;
+};
+
+bool IsBetter(const Mesh& mesh, const ExpertLoad& load, const ExpertPlacement& a,
+              const ExpertPlacement& b) {
+  const bool a_survives = a.SurvivesAnyNode(mesh), b_survives = b.SurvivesAnyNode(mesh);
+  if (a_survives != b_survives) return a_survives;
+  return ExpectedImbalance(mesh, a, load) < kWorthwhile * ExpectedImbalance(mesh, b, load);
+}
+
+std::string WhyPlaced(const Mesh& mesh, const ExpertLoad& load, const ExpertPlacement& even,
+                      const ExpertPlacement& chosen) {
+  const std::string by = load.empty() ? "no load is recorded yet" : "by recorded load";
+  const double before = ExpectedImbalance(mesh, even, load);
+  const double after = ExpectedImbalance(mesh, chosen, load);
+  std::string why = fmt::format("experts placed {}: the busiest rank takes {:.2f} of the mean",
+                                load.empty() ? "evenly, " + by : by, after);
+  if (after < before) why += fmt::format(", {:.2f} if placed by number", before);
+  return why;
+}
+
+PlacedExperts PlaceExperts(const PlanInput& input, const Mesh& mesh, int copies) {
+  const JobSpec& spec = *input.spec;
+  ExpertLoad load;
+  if (input.restored != nullptr) {
+    auto kept = KeptPlacement(spec, mesh, input.restored->placement(), input.placement_epoch);
+    if (kept.ok()) return {*std::move(kept), "experts stay where they were"};
+    load = RecordedLoad(spec.model(), *input.restored);
   }
-  return experts;
+  const std::vector<int> experts = ExpertsOfLayers(spec.model());
+  const ExpertPlacement even = ExpertPlacement::Even(mesh, experts, input.placement_epoch);
+  ExpertPlacement chosen = even;
+  for (int allowed = 0; allowed <= copies; ++allowed) {
+    ExpertPlacement balanced = BalancedPlacement({.mesh = &mesh,
+                                                  .experts = experts,
+                                                  .load = &load,
+                                                  .copies = allowed,
+                                                  .epoch = input.placement_epoch});
+    if (IsBetter(mesh, load, balanced, chosen)) chosen = std::move(balanced);
+  }
+  std::string why = WhyPlaced(mesh, load, even, chosen);
+  return {std::move(chosen), std::move(why)};
 }
 
 }  // namespace
@@ -190,47 +230,29 @@ absl::StatusOr<GenerationPlan> PlanGeneration(const PlanInput& input) {
   const uint32_t degree = *ExpertDegree(spec, *count * slots);
   absl::StatusOr<Mesh> mesh = Mesh::Create(Places(nodes, slots, degree));
   if (!mesh.ok()) return mesh.status();
-  ExpertPlacement placement = ExpertPlacement::Even(*mesh, ExpertsOfLayers(spec.model()));
-  std::vector<std::vector<std::vector<int>>> holders(placement.layers());
-  for (int layer = 0; layer < placement.layers(); ++layer) {
-    for (int expert = 0; expert < placement.experts(layer); ++expert) {
-      const auto ranks = placement.holders(layer, expert);
-      holders[layer].emplace_back(ranks.begin(), ranks.end());
-    }
-  }
-  absl::StatusOr<ExpertPlacement> placed =
-      ExpertPlacement::Create(*mesh, input.placement_epoch, std::move(holders));
-  if (!placed.ok()) return placed.status();
+  const int copies = static_cast<int>(spec.parallel().expert_copies());
+  PlacedExperts experts = PlaceExperts(input, *mesh, copies);
+  std::string reason = WhyLayout(spec, limits, *count, Rounds(spec, *count * slots));
+  if (mesh->expert_size() > 1) reason += "; " + experts.reason;
 
   const uint32_t threads = Threads(spec, nodes);
   std::string layout =
       fmt::format("{} node{}, data {}, expert {}, {} thread{} a rank", *count,
                   *count == 1 ? "" : "s", mesh->size(), degree, threads, threads == 1 ? "" : "s");
-  const int64_t rounds = Rounds(spec, *count * slots);
+  const ExpertLoad load =
+      input.restored != nullptr ? RecordedLoad(spec.model(), *input.restored) : ExpertLoad();
+  const bool survives = experts.placement.SurvivesAnyNode(*mesh);
+  const double imbalance = ExpectedImbalance(*mesh, experts.placement, load);
   return GenerationPlan{.nodes = std::move(nodes),
                         .spares = std::move(spares),
                         .mesh = *std::move(mesh),
-                        .placement = *std::move(placed),
+                        .placement = std::move(experts.placement),
                         .threads = threads,
-                        .rounds = rounds,
+                        .rounds = Rounds(spec, *count * slots),
+                        .survives_any_node = survives,
+                        .imbalance = imbalance,
                         .layout = std::move(layout),
-                        .reason = WhyLayout(spec, limits, *count, rounds)};
-}
-
-ExpertLoad RecordedLoad(const JobSpec& spec, const TrainingState& state) {
-  const std::vector<int> experts = ExpertsOfLayers(spec.model());
-  ExpertLoad load(experts.size());
-  for (const LayerLoad& layer : state.expert_load()) {
-    if (layer.layer() >= load.size()) return {};
-    load[layer.layer()].assign(layer.tokens().begin(), layer.tokens().end());
-  }
-  for (size_t layer = 0; layer < load.size(); ++layer) {
-    if (load[layer].size() != static_cast<size_t>(experts[layer])) return {};
-    for (const double tokens : load[layer]) {
-      if (!(tokens >= 0 && tokens <= kMostTokens)) return {};
-    }
-  }
-  return load;
+                        .reason = std::move(reason)};
 }
 
 RankTable MakeRankTable(const JobSpec& spec, const GenerationPlan& plan) {

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "parallel/layout/expert_load.h"
 #include "parallel/layout/expert_placement.h"
 #include "parallel/layout/mesh.h"
 #include "proto/checkpoint.pb.h"
@@ -33,7 +32,9 @@ struct PlanInput {
   const JobSpec* spec = nullptr;  // resolved and valid
   std::vector<PlanNode> nodes;    // that may be used, in any order
   uint64_t placement_epoch = 0;
-  ExpertLoad load = {};  // RecordedLoad of the checkpoint to restore
+  // Of the checkpoint to restore: the load that it recorded, and where its experts lay. Null: a new
+  // start.
+  const TrainingState* restored = nullptr;
   // Nodes of the last generation in the order of their ranks. Those that are still there keep their
   // ranks as far as they can, newcomers take the places that are free.
   std::vector<std::string> previous_nodes = {};
@@ -47,10 +48,12 @@ struct GenerationPlan {
   std::vector<SpareNode> spares;  // by id
   Mesh mesh;
   ExpertPlacement placement;
-  uint32_t threads = 1;  // a rank
-  int64_t rounds = 0;    // of micro-batches a step: what its duration grows with
-  std::string layout;    // for people: "2 nodes, data 4, expert 2"
-  std::string reason;    // for people: why this layout and no other
+  uint32_t threads = 1;            // a rank
+  int64_t rounds = 0;              // of micro-batches a step: what its duration grows with
+  bool survives_any_node = false;  // every expert would still have a holder
+  double imbalance = 1;            // ExpectedImbalance
+  std::string layout;              // for people: "2 nodes, data 4, expert 2"
+  std::string reason;              // for people: why this layout and no other
 };
 
 // A pure function: the same input gives the same plan, whatever the order of its nodes.
@@ -59,12 +62,12 @@ struct GenerationPlan {
 // the same in every generation. Takes the fewest nodes that need as few rounds of micro-batches as
 // all of them would; of the nodes there are, those of the last generation first, then by id.
 //
+// Experts stay where the restored state has them, when the layout has the same shape: the same
+// layout then gives the same bits in every mode. Otherwise they are placed by the recorded load.
+//
 // FailedPrecondition: too few usable nodes (the message says what is missing). InvalidArgument:
 // parallel.expert fits no number of nodes that are there.
 absl::StatusOr<GenerationPlan> PlanGeneration(const PlanInput& input);
-
-// The load that a checkpoint recorded. Empty (unknown) when it has none, or none that fits the job.
-ExpertLoad RecordedLoad(const JobSpec& spec, const TrainingState& state);
 
 // Ranks and placement of a plan as workers get them; the other fields are the caller's.
 RankTable MakeRankTable(const JobSpec& spec, const GenerationPlan& plan);

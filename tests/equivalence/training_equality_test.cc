@@ -1,9 +1,14 @@
 // N ranks give what one process gives, over data x expert parallel layouts.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <filesystem>
+#include <random>
 
+#include "parallel/layout/balanced_placement.h"
 #include "tests/equivalence/training_run.h"
+#include "trainer/catalog/expert_state.h"
 
 namespace moesaic {
 namespace {
@@ -11,7 +16,7 @@ namespace {
 constexpr int kSteps = 5;
 
 struct Case {
-  int expert;   // ranks a copy of the experts
+  int expert;  // ranks a copy of the experts
   int copies;
   int experts;
 };
@@ -91,6 +96,115 @@ std::vector<Case> Cases() {
 }
 
 INSTANTIATE_TEST_SUITE_P(Layouts, Equality, ::testing::ValuesIn(Cases()), CaseName);
+
+// ---- Placements other than the even one: uneven, with several holders, by load.
+
+// Any holders at all: at least one in each group.
+std::vector<std::vector<std::vector<int>>> RandomHolders(const Mesh& mesh, int layers, int experts,
+                                                         unsigned seed) {
+  std::mt19937 random(seed);
+  std::vector<std::vector<std::vector<int>>> holders(layers);
+  for (auto& layer : holders) {
+    layer.resize(experts);
+    for (std::vector<int>& ranks : layer) {
+      for (int group = 0; group < mesh.expert_groups(); ++group) {
+        const auto members = mesh.expert_ranks(group);
+        const size_t sure = random() % members.size();
+        for (size_t i = 0; i < members.size(); ++i) {
+          if (i == sure || random() % 3 == 0) ranks.push_back(members[i]);
+        }
+      }
+      std::shuffle(ranks.begin(), ranks.end(), random);  // any may be the primary
+    }
+  }
+  return holders;
+}
+
+std::vector<std::vector<std::vector<int>>> HoldersOf(const ExpertPlacement& placement) {
+  std::vector<std::vector<std::vector<int>>> holders(placement.layers());
+  for (int layer = 0; layer < placement.layers(); ++layer) {
+    for (int e = 0; e < placement.experts(layer); ++e) {
+      const auto ranks = placement.holders(layer, e);
+      holders[layer].emplace_back(ranks.begin(), ranks.end());
+    }
+  }
+  return holders;
+}
+
+// By the load that `state` recorded.
+RunLayout ByLoad(RunLayout layout, const JobSpec& spec, const TrainingState& state, int copies) {
+  const Mesh mesh = MeshOf(layout);
+  const std::vector<int> experts = ExpertsOfLayers(spec.model());
+  const ExpertLoad load = RecordedLoad(spec.model(), state);
+  EXPECT_FALSE(load.empty());
+  layout.holders = HoldersOf(
+      BalancedPlacement({.mesh = &mesh, .experts = experts, .load = &load, .copies = copies}));
+  return layout;
+}
+
+class Placements : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = ::testing::TempDir() + "/placements_" + std::to_string(getpid());
+    std::filesystem::create_directories(folder_);
+    spec_ = TinyJob(folder_, 5);
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  std::string folder_;
+  JobSpec spec_;
+};
+
+TEST_F(Placements, SeveralHoldersAnywhereAreBitEqualToOneProcess) {
+  spec_.mutable_train()->set_reproducible(true);
+  const RunResult one = TrainInProcess(spec_, {}, 3);
+  unsigned seed = 1;
+  for (const auto& [expert, copies, per_node] :
+       std::vector<std::array<int, 3>>{{2, 1, 1}, {4, 1, 2}, {3, 2, 2}, {2, 2, 4}}) {
+    for (int draw = 0; draw < 2; ++draw, ++seed) {
+      SCOPED_TRACE(::testing::Message() << expert << " x " << copies << ", seed " << seed);
+      RunLayout layout = {.ranks = expert * copies, .expert = expert, .ranks_per_node = per_node};
+      layout.holders = RandomHolders(MeshOf(layout), 2, 5, seed);
+      ExpectSameBits(one, TrainInProcess(spec_, layout, 3));
+    }
+  }
+}
+
+TEST_F(Placements, SeveralHoldersAreCloseInFastMode) {
+  spec_.mutable_train()->mutable_optimizer()->mutable_sgd()->set_lr(0.1);
+  const RunResult one = TrainInProcess(spec_, {}, 1);
+  for (const unsigned seed : {11, 12, 13}) {
+    RunLayout layout = {.ranks = 4, .expert = 4, .ranks_per_node = 2};
+    layout.holders = RandomHolders(MeshOf(layout), 2, 5, seed);
+    ExpectClose(one, TrainInProcess(spec_, layout, 1), 1e-4, true);
+    layout.expert = 2;
+    layout.holders = RandomHolders(MeshOf(layout), 2, 5, seed);
+    ExpectClose(one, TrainInProcess(spec_, layout, 1), 1e-4, true);
+  }
+}
+
+TEST_F(Placements, APlacementThatChangesAtAResumeChangesNoBit) {
+  spec_.mutable_train()->set_reproducible(true);
+  const RunResult whole = TrainInProcess(spec_, {}, 6);
+  const RunResult first = TrainInProcess(spec_, {.ranks = 2, .expert = 2}, 2);
+  const RunResult second = TrainInProcess(
+      spec_, ByLoad({.ranks = 4, .expert = 4, .ranks_per_node = 2}, spec_, first.state, 1), 2,
+      &first);
+  const RunResult third = TrainInProcess(
+      spec_, ByLoad({.ranks = 3, .expert = 3, .ranks_per_node = 1}, spec_, second.state, 0), 2,
+      &second);
+  RunResult joined = third;
+  joined.losses = joined.norms = joined.aux_losses = {};
+  for (const RunResult& part : {first, second, third}) {
+    const auto append = [](std::vector<double>& to, const std::vector<double>& more) {
+      to.insert(to.end(), more.begin(), more.end());
+    };
+    append(joined.losses, part.losses);
+    append(joined.norms, part.norms);
+    append(joined.aux_losses, part.aux_losses);
+  }
+  ExpectSameBits(whole, joined);
+}
 
 }  // namespace
 }  // namespace moesaic

@@ -7,6 +7,7 @@
 #include "base/mutex.h"
 #include "parallel/comm/in_process.h"
 #include "proto/job_spec.h"
+#include "trainer/catalog/expert_state.h"
 #include "trainer/catalog/random_stream.h"
 #include "trainer/data/indexed_tokens.h"
 #include "trainer/loop/trainer.h"
@@ -39,14 +40,52 @@ void WriteCorpus(const std::string& prefix, uint64_t seed, int documents) {
 }
 
 void Collect(Trainer& trainer, RunResult& result) {
-  for (const ParameterId id : trainer.store().owned()) {
+  const ParameterStore& store = trainer.store();
+  for (const ParameterId id : store.owned()) {
     const std::string& name = trainer.catalog()[id].name;
     result.gradients[name] = trainer.Gradient(id).clone();
-    result.weights[name] = trainer.store().master(id).clone();
+    result.weights[name] = store.master(id).clone();
+    if (!store.first_moment(id).defined()) continue;
+    result.first_moments[name] = store.first_moment(id).clone();
+    result.second_moments[name] = store.second_moment(id).clone();
   }
+  result.state = trainer.state();
+}
+
+void Begin(Trainer& trainer, const RunResult* from) {
+  if (from == nullptr) return trainer.InitialiseParameters();
+  const ParameterStore& store = trainer.store();
+  for (const ParameterId id : store.owned()) {
+    const std::string& name = trainer.catalog()[id].name;
+    store.master(id).copy_(from->weights.at(name));
+    if (!store.first_moment(id).defined()) continue;
+    store.first_moment(id).copy_(from->first_moments.at(name));
+    store.second_moment(id).copy_(from->second_moments.at(name));
+  }
+  trainer.state() = from->state;
+  trainer.PublishWeights();
+}
+
+ExpertPlacement PlacementOf(const JobSpec& spec, const RunLayout& layout, const Mesh& mesh) {
+  if (layout.holders.empty()) return ExpertPlacement::Even(mesh, ExpertsOfLayers(spec.model()));
+  return ExpertPlacement::Create(mesh, 1, layout.holders).value();
 }
 
 }  // namespace
+
+Mesh MeshOf(const RunLayout& layout) {
+  std::vector<RankPlace> places;
+  for (int r = 0; r < layout.ranks; ++r) {
+    const int per_node = layout.ranks_per_node > 0 ? layout.ranks_per_node : layout.ranks;
+    places.push_back({.rank = r,
+                      .node = "n" + std::to_string(r / per_node),
+                      .local_rank = r % per_node,
+                      .data = r,
+                      .expert_group = r / layout.expert,
+                      .expert = r % layout.expert});
+  }
+  return Mesh::Create(std::move(places)).value();
+}
 
 JobSpec TinyJob(const std::string& folder, int experts) {
   WriteCorpus(folder + "/train", 11, 200);
@@ -82,21 +121,17 @@ JobSpec TinyJob(const std::string& folder, int experts) {
   return spec;
 }
 
-RunResult TrainAsRank(const JobSpec& spec, const RunLayout& layout, int steps,
-                      Communicator& world) {
+RunResult TrainAsRank(const JobSpec& spec, const RunLayout& layout, int steps, Communicator& world,
+                      const RunResult* from) {
   at::set_num_threads(1);
-  const Mesh mesh = Mesh::Flat(layout.ranks, layout.expert);
-  std::vector<int> experts;
-  for (uint32_t layer = 0; layer < spec.model().layers(); ++layer) {
-    experts.push_back(IsMoeLayer(spec.model(), layer) ? spec.model().moe().experts() : 0);
-  }
+  const Mesh mesh = MeshOf(layout);
   auto trainer = Trainer::Create({.spec = spec,
                                   .mesh = mesh,
-                                  .placement = ExpertPlacement::Even(mesh, experts),
+                                  .placement = PlacementOf(spec, layout, mesh),
                                   .rank = world.rank(),
                                   .world = &world});
   if (!trainer.ok()) throw std::runtime_error(std::string(trainer.status().message()));
-  (*trainer)->InitialiseParameters();
+  Begin(**trainer, from);
   RunResult result;
   for (int step = 0; step < steps; ++step) {
     const auto outcome = (*trainer)->Step({});
@@ -110,17 +145,19 @@ RunResult TrainAsRank(const JobSpec& spec, const RunLayout& layout, int steps,
   return result;
 }
 
-RunResult TrainInProcess(const JobSpec& spec, const RunLayout& layout, int steps) {
+RunResult TrainInProcess(const JobSpec& spec, const RunLayout& layout, int steps,
+                         const RunResult* from) {
   Mutex mu;
   RunResult all;
   RunRanks(layout.ranks, [&](Communicator& world) {
-    RunResult mine = TrainAsRank(spec, layout, steps, world);
+    RunResult mine = TrainAsRank(spec, layout, steps, world, from);
     MutexLock lock(&mu);
     if (world.rank() == 0) {
       all.losses = mine.losses;
       all.aux_losses = mine.aux_losses;
       all.norms = mine.norms;
       all.validation_loss = mine.validation_loss;
+      all.state = mine.state;
     }
     // Where several ranks own a dense parameter, all must have the same bits.
     for (auto& [name, weight] : mine.weights) {
@@ -128,6 +165,8 @@ RunResult TrainInProcess(const JobSpec& spec, const RunLayout& layout, int steps
       EXPECT_TRUE(fresh || at::equal(entry->second, weight)) << name << " differs among ranks";
     }
     all.gradients.merge(mine.gradients);
+    all.first_moments.merge(mine.first_moments);
+    all.second_moments.merge(mine.second_moments);
   });
   return all;
 }
@@ -137,11 +176,18 @@ void ExpectSameBits(const RunResult& a, const RunResult& b) {
   EXPECT_EQ(a.aux_losses, b.aux_losses);
   EXPECT_EQ(a.norms, b.norms);
   EXPECT_EQ(a.validation_loss, b.validation_loss);
-  ASSERT_EQ(a.weights.size(), b.weights.size());
-  for (const auto& [name, gradient] : a.gradients) {
-    EXPECT_TRUE(at::equal(gradient, b.gradients.at(name))) << "gradient of " << name;
-    EXPECT_TRUE(at::equal(a.weights.at(name), b.weights.at(name))) << "weights of " << name;
-  }
+  EXPECT_EQ(a.state.SerializeAsString(), b.state.SerializeAsString());
+  const auto expect_equal = [](const std::map<std::string, at::Tensor>& all,
+                               const std::map<std::string, at::Tensor>& others, const char* what) {
+    ASSERT_EQ(all.size(), others.size());
+    for (const auto& [name, tensor] : all) {
+      EXPECT_TRUE(at::equal(tensor, others.at(name))) << what << " of " << name;
+    }
+  };
+  expect_equal(a.gradients, b.gradients, "gradient");
+  expect_equal(a.weights, b.weights, "weights");
+  expect_equal(a.first_moments, b.first_moments, "first moment");
+  expect_equal(a.second_moments, b.second_moments, "second moment");
 }
 
 void ExpectClose(const RunResult& a, const RunResult& b, double tolerance, bool weights) {

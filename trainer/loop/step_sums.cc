@@ -60,12 +60,15 @@ double StepSums::gradient_norm() const {
   return std::sqrt(sum);
 }
 
+std::span<const double> StepSums::ExpertCounts(int layer, int experts) const {
+  return std::span(values_).subspan(count_begin_ + int64_t{layer} * shape_.experts, experts);
+}
+
 double StepSums::LoadMaxOverMean(int layer, int experts) const {
-  const double* counts = &values_[count_begin_ + int64_t{layer} * shape_.experts];
   double sum = 0, highest = 0;
-  for (int expert = 0; expert < experts; ++expert) {
-    sum += counts[expert];
-    highest = std::max(highest, counts[expert]);
+  for (const double count : ExpertCounts(layer, experts)) {
+    sum += count;
+    highest = std::max(highest, count);
   }
   return sum > 0 ? highest * experts / sum : 0;
 }

@@ -46,6 +46,8 @@ class StepSums {
   double aux_loss() const;  // mean over the micro-batches
   // Global gradient norm: square root of the parameters' sums, added in order of id.
   double gradient_norm() const;
+  // Tokens that chose each of the first `experts` experts of a MoE layer, in the step.
+  std::span<const double> ExpertCounts(int layer, int experts) const;
   // Busiest expert over the mean; 0 for a layer without experts or tokens.
   double LoadMaxOverMean(int layer, int experts) const;
   ControlWord control() const;

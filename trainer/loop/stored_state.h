@@ -14,7 +14,7 @@
 namespace moesaic {
 
 // What this rank contributes to a snapshot: masters and moments of the parameters that
-// `writers` (trainer/loop/write_plan.h) gives to `rank`. Views of the trainer's memory.
+// `writers` (trainer/catalog/write_plan.h) gives to `rank`. Views of the trainer's memory.
 std::vector<SnapshotObject> ObjectsToWrite(Trainer& trainer, std::span<const int> writers,
                                            int rank);
 

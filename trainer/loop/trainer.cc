@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "parallel/expert/token_exchange.h"
 #include "parallel/layout/micro_batch_plan.h"
+#include "trainer/catalog/expert_state.h"
 #include "trainer/data/batch_source.h"
 #include "trainer/loop/micro_batches.h"
 #include "trainer/loop/parameter_gradients.h"
@@ -278,6 +279,10 @@ absl::StatusOr<StepOutcome> TrainerImpl::Step(const ControlWord& wish) {
   state_.set_samples(state_.samples() + step.count);
   state_.set_tokens(state_.tokens() + targets);
   state_.set_loss(outcome.metrics.loss());
+  for (size_t i = 0; i < moe_layers_.size(); ++i) {
+    const int experts = catalog_.experts(moe_layers_[i]);
+    RecordExpertCounts(moe_layers_[i], sums.ExpertCounts(static_cast<int>(i), experts), &state_);
+  }
   if (skipped) {
     state_.add_skipped_steps(state_.step());
   } else {

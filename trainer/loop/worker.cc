@@ -13,13 +13,14 @@
 #include "absl/time/clock.h"
 #include "base/log.h"
 #include "proto/job_spec.h"
+#include "trainer/catalog/expert_state.h"
+#include "trainer/catalog/write_plan.h"
+#include "trainer/checkpoint/snapshot.h"
 #include "trainer/loop/layout.h"
 #include "trainer/loop/metrics.h"
-#include "trainer/checkpoint/snapshot.h"
 #include "trainer/loop/snapshot_schedule.h"
 #include "trainer/loop/stored_state.h"
 #include "trainer/loop/trainer.h"
-#include "trainer/loop/write_plan.h"
 
 namespace moesaic {
 namespace {
@@ -130,6 +131,8 @@ std::optional<WorkerResult> Generation::SetUp() {
   snapshots_ = std::make_unique<SnapshotTaker>(inputs_.identity,
                                                table_.ranks(rank_).arena_path());
   if (auto failed = FillParameters()) return failed;
+  *trainer_->state().mutable_placement() =
+      StorePlacement(spec(), layout->mesh, layout->placement);
   if (rank_ == 0) {
     auto metrics = MetricsFile::Open(spec().run().dir());
     if (!metrics.ok()) return Ended(WorkerEnd::kBadInput, metrics.status());

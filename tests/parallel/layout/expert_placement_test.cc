@@ -51,16 +51,41 @@ TEST(ExpertPlacementTest, EvenIsCompleteAndBalancedForEveryMesh) {
   }
 }
 
-TEST(ExpertPlacementTest, SeveralHoldersInAGroupSendToTheLowestCoordinate) {
-  const Mesh mesh = Mesh::Flat(4, 4);
+// Two nodes of two ranks, one expert group.
+Mesh TwoNodes() {
+  std::vector<RankPlace> places;
+  for (int r = 0; r < 4; ++r) {
+    places.push_back({.rank = r,
+                      .node = r < 2 ? "a" : "b",
+                      .local_rank = r % 2,
+                      .data = r,
+                      .expert_group = 0,
+                      .expert = r});
+  }
+  return *Mesh::Create(std::move(places));
+}
+
+TEST(ExpertPlacementTest, SeveralHoldersInAGroupShareItsSources) {
+  const Mesh mesh = TwoNodes();
   const absl::StatusOr<ExpertPlacement> placement =
-      ExpertPlacement::Create(mesh, 7, {{{3, 1}, {0}, {2, 0, 3}}});
+      ExpertPlacement::Create(mesh, 7, {{{3, 1}, {0}, {3, 2}, {1, 2, 0}}});
   ASSERT_TRUE(placement.ok()) << placement.status();
   EXPECT_EQ(placement->epoch(), 7u);
   EXPECT_EQ(placement->primary(0, 0), 3);
-  EXPECT_EQ(placement->Destination(mesh, 2, 0, 0), 1);
-  EXPECT_EQ(placement->Destination(mesh, 2, 0, 2), 0);
   EXPECT_THAT(placement->ExpertsOf(3, 0), ElementsAre(0, 2));
+  const auto destinations = [&](int expert) {
+    std::vector<int> to;
+    for (int source = 0; source < 4; ++source) {
+      to.push_back(placement->Destination(mesh, source, 0, expert));
+    }
+    return to;
+  };
+  EXPECT_THAT(destinations(0), ElementsAre(1, 1, 3, 3));  // on the own node
+  EXPECT_THAT(destinations(1), ElementsAre(0, 0, 0, 0));  // the only one
+  EXPECT_THAT(destinations(2), ElementsAre(2, 3, 2, 3));  // in turns, and at home
+  EXPECT_THAT(destinations(3), ElementsAre(0, 1, 2, 2));
+  EXPECT_FALSE(placement->SurvivesAnyNode(mesh));  // expert 1 is on one node only
+  EXPECT_TRUE(ExpertPlacement::Create(mesh, 1, {{{3, 1}, {0, 2}}})->SurvivesAnyNode(mesh));
 }
 
 void ExpectRefused(std::vector<std::vector<std::vector<int>>> holders, const std::string& message) {

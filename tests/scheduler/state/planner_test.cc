@@ -2,9 +2,8 @@
 
 #include <gtest/gtest.h>
 
-#include <cmath>
-
 #include "tests/scheduler/state/cluster_fixture.h"
+#include "trainer/catalog/expert_state.h"
 
 namespace moesaic {
 namespace {
@@ -113,28 +112,50 @@ TEST(Planner, ExplicitExpertDegreeMustDivideTheRanks) {
   EXPECT_TRUE(absl::IsInvalidArgument(Plan(spec, three, 1).status()));
 }
 
-TEST(Planner, RecordedLoadMustFitTheJob) {
-  const JobSpec spec = SmallJob("a", 1, 1, 1);  // two layers of six experts
+// One job's state after steps on `from`: a load that is far from even, and where its experts lay.
+TrainingState StateAfter(const JobSpec& spec, const GenerationPlan& from) {
   TrainingState state;
-  EXPECT_TRUE(RecordedLoad(spec, state).empty());
-  for (const int layer : {0, 1}) {
-    LayerLoad* load = state.add_expert_load();
-    load->set_layer(layer);
-    for (int e = 0; e < 6; ++e) load->add_tokens(layer + e);
+  for (int layer = 0; layer < 2; ++layer) {
+    RecordExpertCounts(layer, std::vector<double>{60, 40, 6, 6, 6, 6}, &state);
   }
-  const ExpertLoad load = RecordedLoad(spec, state);
-  ASSERT_EQ(load.size(), 2u);
-  EXPECT_EQ(load[1], (std::vector<double>{1, 2, 3, 4, 5, 6}));
+  *state.mutable_placement() = StorePlacement(spec, from.mesh, from.placement);
+  return state;
+}
 
-  TrainingState damaged = state;
-  damaged.mutable_expert_load(1)->set_tokens(3, std::nan(""));
-  EXPECT_TRUE(RecordedLoad(spec, damaged).empty());
-  damaged = state;
-  damaged.mutable_expert_load(1)->set_layer(2);
-  EXPECT_TRUE(RecordedLoad(spec, damaged).empty());
-  damaged = state;
-  damaged.mutable_expert_load(0)->add_tokens(1);
-  EXPECT_TRUE(RecordedLoad(spec, damaged).empty());
+TEST(Planner, ANewShapePlacesExpertsByLoadAndTheSameShapeKeepsThem) {
+  const JobSpec spec = SmallJob("a", 1, 3, 1);
+  const std::vector<PlanNode> three = {{"n1", 1, 1}, {"n2", 1, 1}, {"n3", 1, 1}};
+  const auto first = PlanGeneration({.spec = &spec, .nodes = {three[0], three[1]}});
+  ASSERT_TRUE(first.ok()) << first.status();
+  const TrainingState state = StateAfter(spec, *first);
+
+  const auto grown = PlanGeneration({.spec = &spec, .nodes = three, .restored = &state});
+  ASSERT_TRUE(grown.ok()) << grown.status();
+  EXPECT_LT(grown->imbalance, 1.5);  // 60 of a mean of 41; by number 100
+  EXPECT_EQ(grown->placement.ExpertsOf(grown->placement.holders(0, 0)[0], 0),
+            (std::vector<int>{0}));
+  EXPECT_NE(grown->reason.find("by recorded load"), std::string::npos) << grown->reason;
+
+  const auto again =
+      PlanGeneration({.spec = &spec, .nodes = {{"n7", 1, 1}, {"n2", 1, 1}}, .restored = &state});
+  ASSERT_TRUE(again.ok()) << again.status();
+  for (int e = 0; e < 6; ++e) {
+    EXPECT_EQ(again->placement.primary(1, e), first->placement.primary(1, e)) << e;
+  }
+  EXPECT_NE(again->reason.find("stay"), std::string::npos) << again->reason;
+}
+
+TEST(Planner, CopiesLetEveryExpertSurviveANode) {
+  JobSpec spec = SmallJob("a", 2, 2, 1);
+  const std::vector<PlanNode> two = {{"n1", 1, 1}, {"n2", 1, 1}};
+  auto plan = Plan(spec, two);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_FALSE(plan->survives_any_node);
+  spec.mutable_parallel()->set_expert_copies(3);  // two ranks, six experts: all on both
+  plan = Plan(spec, two);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_TRUE(plan->survives_any_node);
+  EXPECT_TRUE(plan->placement.SurvivesAnyNode(plan->mesh));
 }
 
 TEST(Planner, RankTableHasEveryExpertOfEveryLayer) {

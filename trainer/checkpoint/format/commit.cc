@@ -259,6 +259,17 @@ absl::StatusOr<CommittedStep> CheckpointRoot::Publish(const std::string& name,
   return committed;
 }
 
+namespace {
+
+// Where the experts lay may differ between two generations that saved the same step.
+bool IsSameTraining(TrainingState a, TrainingState b) {
+  a.clear_placement();
+  b.clear_placement();
+  return a.SerializeAsString() == b.SerializeAsString();
+}
+
+}  // namespace
+
 absl::StatusOr<bool> CheckpointRoot::IsThere(const Manifest& manifest) {
   const uint64_t step = manifest.state().step();
   absl::StatusOr<std::unique_ptr<Folder>> folder = root_->OpenFolder(StepFolderName(step));
@@ -274,7 +285,7 @@ absl::StatusOr<bool> CheckpointRoot::IsThere(const Manifest& manifest) {
   }
   absl::StatusOr<Manifest> old = ReadManifest(**folder);
   if (!old.ok()) return old.status();
-  if (old->state().SerializeAsString() != manifest.state().SerializeAsString() ||
+  if (!IsSameTraining(old->state(), manifest.state()) ||
       old->trajectory_hash() != manifest.trajectory_hash() ||
       old->identity_hash() != manifest.identity_hash()) {
     return absl::AlreadyExistsError(

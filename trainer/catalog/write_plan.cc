@@ -1,4 +1,4 @@
-#include "trainer/loop/write_plan.h"
+#include "trainer/catalog/write_plan.h"
 
 #include <algorithm>
 #include <cstdint>
