@@ -205,9 +205,14 @@ std::vector<double> ExpectedTokens(const Mesh& mesh, const ExpertPlacement& plac
                                    const ExpertLoad& load) {
   std::vector<double> tokens(mesh.size(), 0);
   for (int expert = 0; expert < placement.experts(layer); ++expert) {
-    const double each = TokensOf(load, layer, expert) / mesh.size();
+    const std::span<const int> holders = placement.holders(layer, expert);
+    const double of_expert = TokensOf(load, layer, expert);
+    if (holders.size() == static_cast<size_t>(mesh.expert_groups())) {  // one in each
+      for (const int rank : holders) tokens[rank] += of_expert / mesh.expert_groups();
+      continue;
+    }
     for (int source = 0; source < mesh.size(); ++source) {
-      tokens[placement.Destination(mesh, source, layer, expert)] += each;
+      tokens[placement.Destination(mesh, source, layer, expert)] += of_expert / mesh.size();
     }
   }
   return tokens;
