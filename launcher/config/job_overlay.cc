@@ -27,7 +27,8 @@ using google::protobuf::Message;
 using google::protobuf::Reflection;
 
 constexpr absl::string_view kPrefix = "MOESAIC_";
-constexpr std::array<absl::string_view, 2> kReserved = {"MOESAIC_TOKEN", "MOESAIC_LOG_LEVEL"};
+constexpr std::array<absl::string_view, 3> kReserved = {"MOESAIC_TOKEN", "MOESAIC_LOG_LEVEL",
+                                                        "MOESAIC_COORDINATOR"};
 
 // "train[0]" of a path.
 struct PathPart {

@@ -2,14 +2,32 @@
 
 #include <algorithm>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 
 namespace moesaic {
+namespace {
+
+std::string CheckResume(const std::string& text) {
+  uint64_t step = 0;
+  if (text == "auto" || text == "never" || absl::SimpleAtoi(text, &step)) return "";
+  return "must be auto, never or a step number";
+}
+
+}  // namespace
 
 void AddJobFlags(CLI::App* verb, JobFlags* flags) {
   verb->add_option("-f,--file", flags->file, "Job file (.yaml or .textproto)")->required();
   verb->add_option("--set", flags->sets, "Set one value: --set train.steps=10 (repeatable)")
       ->allow_extra_args(false);
+}
+
+void AddResumeFlag(CLI::App* verb, std::string* resume) {
+  verb->add_option(
+          "--resume", *resume,
+          "auto: go on from the newest checkpoint, if there is one; never: start anew (old "
+          "checkpoints are moved to .quarantine); or the step to go on from")
+      ->check(CheckResume);
 }
 
 std::optional<LoadedJob> LoadJobOrFail(const JobFlags& flags, JobInputs inputs,

@@ -19,6 +19,9 @@ struct JobFlags {
 // Adds -f/--file (required) and --set to `verb`. `flags` must outlive the parse.
 void AddJobFlags(CLI::App* verb, JobFlags* flags);
 
+// Adds --resume: auto, never or a step. `resume` must outlive the parse.
+void AddResumeFlag(CLI::App* verb, std::string* resume);
+
 enum class JobInputs {
   kIgnore,     // the files that the job reads need not exist; model.vocabulary may stay unset
   kTokenizer,  // the tokenizer must exist; model.vocabulary is resolved from it

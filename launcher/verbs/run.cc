@@ -10,7 +10,6 @@
 #include <iostream>
 #include <memory>
 
-#include "absl/strings/numbers.h"
 #include "launcher/build_info.h"
 #include "launcher/run/embedded_run.h"
 #include "launcher/run/interrupts.h"
@@ -33,12 +32,6 @@ uint32_t UsableCores() {
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
   return static_cast<uint32_t>(std::max(1, CPU_COUNT(&set)));
-}
-
-std::string CheckResume(const std::string& text) {
-  uint64_t step = 0;
-  if (text == "auto" || text == "never" || absl::SimpleAtoi(text, &step)) return "";
-  return "must be auto, never or a step number";
 }
 
 // Ctrl-C once saves and stops; twice kills.
@@ -106,11 +99,7 @@ void RegisterRun(CLI::App& program, VerbContext& context) {
   auto flags = std::make_shared<RunFlags>();
   CLI::App* verb = program.add_subcommand("run", "train a job on this host, and watch it");
   AddJobFlags(verb, &flags->job);
-  verb->add_option(
-          "--resume", flags->resume,
-          "auto: go on from the newest checkpoint, if there is one; never: start anew (old "
-          "checkpoints are moved to .quarantine); or the step to go on from")
-      ->check(CheckResume);
+  AddResumeFlag(verb, &flags->resume);
   verb->add_option("--slots", flags->slots, "ranks on this host (elastic.slots_per_node)");
   verb->add_option("-o,--output", flags->output, "json: one JSON object as the last line of stdout")
       ->check(CLI::IsMember({"text", "json"}));

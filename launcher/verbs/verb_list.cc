@@ -9,8 +9,11 @@
 #include "launcher/verbs/ckpt.h"
 #include "launcher/verbs/compute.h"
 #include "launcher/verbs/config.h"
+#include "launcher/verbs/coordinator.h"
 #include "launcher/verbs/data.h"
+#include "launcher/verbs/jobs.h"
 #include "launcher/verbs/run.h"
+#include "launcher/verbs/submit.h"
 #include "launcher/verbs/version.h"
 
 namespace moesaic {
@@ -21,6 +24,12 @@ using RegisterVerb = void (*)(CLI::App& program, VerbContext& context);
 // In the order of --help: one line a verb.
 constexpr RegisterVerb kVerbs[] = {
     RegisterRun,
+    RegisterSubmit,
+    RegisterList,
+    RegisterStatus,
+    RegisterWait,
+    RegisterStop,
+    RegisterCoordinator,
     RegisterCkpt,
     RegisterCerts,
     RegisterConfig,

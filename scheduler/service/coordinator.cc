@@ -10,10 +10,11 @@
 namespace moesaic {
 namespace {
 
-// Of a job, kept for watchers that come late; older ones are dropped.
-constexpr size_t kKeptEvents = 10000;
-
 absl::Status Stopping() { return absl::UnavailableError("the coordinator is stopping"); }
+
+absl::Status NoSuchJob(const std::string& job) {
+  return absl::NotFoundError(fmt::format("there is no job {}", job));
+}
 
 std::vector<JobRecord> Abandoned(std::vector<JobRecord> records) {
   for (JobRecord& record : records) {
@@ -28,22 +29,31 @@ std::vector<JobRecord> Abandoned(std::vector<JobRecord> records) {
 
 }  // namespace
 
+absl::StatusOr<CoordinatorCore::Memory> CoordinatorCore::ReadMemory(Store* store) {
+  absl::StatusOr<std::vector<JobRecord>> jobs = store->ReadJobs();
+  if (!jobs.ok()) return jobs.status();
+  absl::StatusOr<std::map<std::string, uint64_t>> sequences = store->LastSequences();
+  if (!sequences.ok()) return sequences.status();
+  return Memory{*std::move(jobs), *std::move(sequences)};
+}
+
 absl::StatusOr<std::unique_ptr<CoordinatorCore>> CoordinatorCore::Open(CoordinatorOptions options) {
   absl::StatusOr<std::unique_ptr<Store>> store = Store::Open(options.store_path);
   if (!store.ok()) return store.status();
-  absl::StatusOr<std::vector<JobRecord>> records = (*store)->ReadAll();
-  if (!records.ok()) return records.status();
-  if (options.abandon_live_jobs) *records = Abandoned(*std::move(records));
+  absl::StatusOr<Memory> memory = ReadMemory(store->get());
+  if (!memory.ok()) return memory.status();
+  if (options.abandon_live_jobs) memory->jobs = Abandoned(std::move(memory->jobs));
   return std::unique_ptr<CoordinatorCore>(
-      new CoordinatorCore(std::move(options), *std::move(store), *records));
+      new CoordinatorCore(std::move(options), *std::move(store), *memory));
 }
 
 CoordinatorCore::CoordinatorCore(CoordinatorOptions options, std::unique_ptr<Store> store,
-                                 const std::vector<JobRecord>& records)
+                                 const Memory& memory)
     : options_(std::move(options)),
       keeper_(options_.files, options_.clock, options_.binary),
-      state_(options_.cluster, records, options_.clock->Now()),
-      store_(std::move(store)) {
+      state_(options_.cluster, memory.jobs, options_.clock->Now()),
+      store_(std::move(store)),
+      last_sequences_(memory.last_sequences) {
   background_thread_ = std::thread([this] { RunBackground(); });
   if (options_.tick > absl::ZeroDuration()) tick_thread_ = std::thread([this] { RunTicks(); });
 }
@@ -93,14 +103,24 @@ absl::StatusOr<Outcome> CoordinatorCore::Decide(const Event& event) {
   if (!broken_.ok()) return broken_;
   if (stopping_) return Stopping();
   Outcome outcome = state_.Handle(event, options_.clock->Now());
-  const absl::Status written = store_->Write(outcome.records);
-  if (!written.ok()) {
-    // The state is ahead of what is durable; a new coordinator starts from the store.
-    broken_ = absl::UnavailableError(written.message());
-    LogError("{}", std::string(written.message()));
-    return broken_;
+  StoreChanges changes{std::move(outcome.records), {}, {}};
+  for (Action& action : outcome.actions) {
+    auto* publish = std::get_if<PublishEvent>(&action);
+    if (publish == nullptr) continue;
+    publish->event.set_sequence(++last_sequences_[publish->job]);
+    changes.events.push_back({publish->job, publish->event});
   }
+  if (const absl::Status written = Write(changes); !written.ok()) return written;
   return outcome;
+}
+
+absl::Status CoordinatorCore::Write(const StoreChanges& changes) {
+  const absl::Status written = store_->Write(changes);
+  if (written.ok()) return written;
+  // The state is ahead of what is durable; a new coordinator starts from the store.
+  broken_ = absl::UnavailableError(written.message());
+  LogError("{}", std::string(written.message()));
+  return broken_;
 }
 
 void CoordinatorCore::DoAll(const Outcome& outcome, Deliveries* deliveries) {
@@ -121,37 +141,40 @@ void CoordinatorCore::Do(const Action& action, Deliveries* deliveries) {
       deliveries->push_back([outbox = stream.outbox] { outbox->Pump(); });
     }
   } else if (const auto* ready = std::get_if<AnswerReady>(&action)) {
-    std::erase_if(ready_calls_, [&](const ReadyCall& call) {
-      if (call.job != ready->job || call.generation != ready->generation) return false;
+    const auto waits = [&](const ReadyCall& call) {
+      return call.job == ready->job && call.generation == ready->generation;
+    };
+    for (const ReadyCall& call : ready_calls_) {
+      if (!waits(call)) continue;
       deliveries->push_back([answer = call.answer, status = ready->status] { answer(status); });
-      return true;
-    });
+    }
+    std::erase_if(ready_calls_, waits);
   } else if (const auto* publish = std::get_if<PublishEvent>(&action)) {
-    Publish(*publish, deliveries);
-  } else {
-    std::visit(
-        [&](const auto& work) {
-          if constexpr (std::is_constructible_v<BackgroundWork, decltype(work)>) {
-            background_.push_back(work);
-          }
-        },
-        action);
+    Wake(publish->job, deliveries);
+  } else if (std::optional<BackgroundWork> work = InBackground(action)) {
+    background_.push_back(*std::move(work));
     changed_.NotifyAll();
   }
 }
 
-void CoordinatorCore::Publish(const PublishEvent& action, Deliveries* deliveries) {
-  std::deque<JobEvent>& kept = events_[action.job];
-  kept.push_back(action.event);
-  if (kept.size() > kKeptEvents) kept.pop_front();
-  const bool last = action.event.has_status() && HasEnded(action.event.status().state());
-  std::erase_if(watchers_, [&](const Watcher& watcher) {
-    if (watcher.job != action.job) return false;
-    watcher.outbox->Push(action.event);
-    if (last) watcher.outbox->Close(absl::OkStatus());
-    deliveries->push_back([outbox = watcher.outbox] { outbox->Pump(); });
-    return last;
-  });
+std::optional<CoordinatorCore::BackgroundWork> CoordinatorCore::InBackground(
+    const Action& action) {
+  return std::visit(
+      [](const auto& work) -> std::optional<BackgroundWork> {
+        if constexpr (std::is_constructible_v<BackgroundWork, decltype(work)>) {
+          return BackgroundWork(work);
+        } else {
+          return std::nullopt;
+        }
+      },
+      action);
+}
+
+void CoordinatorCore::Wake(const std::string& job, Deliveries* deliveries) {
+  for (const Watcher& watcher : watchers_) {
+    if (watcher.job != job) continue;
+    deliveries->push_back([listener = watcher.listener] { listener->Wake(); });
+  }
 }
 
 void CoordinatorCore::Deliver(const Deliveries& deliveries) {
@@ -159,13 +182,17 @@ void CoordinatorCore::Deliver(const Deliveries& deliveries) {
 }
 
 void CoordinatorCore::CloseAll(const absl::Status& status, Deliveries* deliveries) {
-  const auto close = [&](const auto& outbox) {
+  for (const auto& [name, outbox] : agents_) {
     outbox->Close(status);
-    deliveries->push_back([outbox] { outbox->Pump(); });
-  };
-  for (const auto& [name, outbox] : agents_) close(outbox);
-  for (const ProgressStream& stream : progress_) close(stream.outbox);
-  for (const Watcher& watcher : watchers_) close(watcher.outbox);
+    deliveries->push_back([outbox = outbox] { outbox->Pump(); });
+  }
+  for (const ProgressStream& stream : progress_) {
+    stream.outbox->Close(status);
+    deliveries->push_back([outbox = stream.outbox] { outbox->Pump(); });
+  }
+  for (const Watcher& watcher : watchers_) {
+    deliveries->push_back([listener = watcher.listener] { listener->Wake(); });
+  }
   for (const ReadyCall& call : ready_calls_) {
     deliveries->push_back([answer = call.answer, status] { answer(status); });
   }
@@ -240,39 +267,79 @@ void CoordinatorCore::CloseProgress(const Outbox<Control>* outbox) {
   std::erase_if(progress_, [&](const ProgressStream& s) { return s.outbox.get() == outbox; });
 }
 
-absl::Status CoordinatorCore::Watch(const WatchJobRequest& request,
-                                    std::shared_ptr<Outbox<JobEvent>> outbox) {
-  {
-    MutexLock lock(&mutex_);
-    if (!broken_.ok()) return broken_;
-    if (stopping_) return Stopping();
-    const JobStatus* status = state_.status(request.job());
-    if (status == nullptr) {
-      return absl::NotFoundError(fmt::format("there is no job {}", request.job()));
-    }
-    for (const JobEvent& event : events_[request.job()]) {
-      if (event.sequence() > request.after_sequence()) outbox->Push(event);
-    }
-    if (HasEnded(status->state())) {
-      outbox->Close(absl::OkStatus());
-    } else {
-      watchers_.push_back({request.job(), outbox});
-    }
-  }
-  outbox->Pump();
+absl::Status CoordinatorCore::Watch(const std::string& job,
+                                    std::shared_ptr<EventListener> listener) {
+  MutexLock lock(&mutex_);
+  if (!broken_.ok()) return broken_;
+  if (stopping_) return Stopping();
+  if (state_.status(job) == nullptr) return NoSuchJob(job);
+  watchers_.push_back({job, std::move(listener)});
   return absl::OkStatus();
 }
 
-void CoordinatorCore::Unwatch(const Outbox<JobEvent>* outbox) {
+void CoordinatorCore::Unwatch(const EventListener* listener) {
   MutexLock lock(&mutex_);
-  std::erase_if(watchers_, [&](const Watcher& w) { return w.outbox.get() == outbox; });
+  std::erase_if(watchers_, [&](const Watcher& w) { return w.listener.get() == listener; });
+}
+
+absl::StatusOr<EventPage> CoordinatorCore::ReadEvents(const std::string& job, uint64_t after,
+                                                      uint32_t limit) {
+  MutexLock lock(&mutex_);
+  if (!broken_.ok()) return broken_;
+  if (stopping_) return Stopping();
+  const JobStatus* status = state_.status(job);
+  if (status == nullptr) return NoSuchJob(job);
+  const uint64_t newest = last_sequences_[job];
+  if (after > newest) after = 0;
+  EventPage page;
+  if (after < newest) {
+    absl::StatusOr<std::vector<JobEvent>> events = store_->ReadEvents(job, after, limit);
+    if (!events.ok()) return events.status();
+    page.events = *std::move(events);
+  }
+  const uint64_t reached = page.events.empty() ? after : page.events.back().sequence();
+  page.last = HasEnded(status->state()) && reached == newest;
+  return page;
+}
+
+void CoordinatorCore::Note(const std::string& job, const std::string& text) {
+  Deliveries deliveries;
+  {
+    MutexLock lock(&mutex_);
+    if (!broken_.ok() || stopping_ || state_.status(job) == nullptr) return;
+    JobEvent event;
+    event.set_sequence(++last_sequences_[job]);
+    event.set_unix_ns(absl::ToUnixNanos(options_.clock->Now()));
+    event.set_note(text);
+    if (Write({{}, {}, {{job, std::move(event)}}}).ok()) Wake(job, &deliveries);
+  }
+  Deliver(deliveries);
 }
 
 absl::StatusOr<JobStatus> CoordinatorCore::GetJob(const std::string& job) const {
   MutexLock lock(&mutex_);
   const JobStatus* status = state_.status(job);
-  if (status == nullptr) return absl::NotFoundError(fmt::format("there is no job {}", job));
+  if (status == nullptr) return NoSuchJob(job);
   return *status;
+}
+
+std::vector<JobStatus> CoordinatorCore::ListJobs() const {
+  std::vector<JobStatus> jobs;
+  {
+    MutexLock lock(&mutex_);
+    for (const std::string& job : state_.jobs()) jobs.push_back(*state_.status(job));
+  }
+  std::stable_sort(jobs.begin(), jobs.end(), [](const JobStatus& a, const JobStatus& b) {
+    return a.submitted_unix_ns() < b.submitted_unix_ns();
+  });
+  return jobs;
+}
+
+absl::StatusOr<JobSpec> CoordinatorCore::GetSpec(const std::string& job) const {
+  MutexLock lock(&mutex_);
+  const JobSpec* spec = state_.spec(job);
+  if (spec == nullptr) return NoSuchJob(job);
+  return *spec;
 }
 
 absl::StatusOr<RankTable> CoordinatorCore::GetRankTable(const WorkerIdentity& worker) {

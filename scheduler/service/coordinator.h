@@ -7,7 +7,7 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <set>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -32,6 +32,19 @@ class Outbox {
   virtual void Push(Message message) = 0;
   virtual void Close(absl::Status status) = 0;
   virtual void Pump() = 0;
+};
+
+// Somebody who follows the events of a job.
+class EventListener {
+ public:
+  virtual ~EventListener() = default;
+  // There may be new events to read. Called without a lock.
+  virtual void Wake() = 0;
+};
+
+struct EventPage {
+  std::vector<JobEvent> events;
+  bool last = false;  // the job has ended, and these are its last events
 };
 
 struct CoordinatorOptions {
@@ -64,10 +77,22 @@ class CoordinatorCore {
   // The first report of a stream: says who it is, and gets the control word at once.
   absl::Status OpenProgress(const StepReport& first, std::shared_ptr<Outbox<Control>> outbox);
   void CloseProgress(const Outbox<Control>* outbox);
-  absl::Status Watch(const WatchJobRequest& request, std::shared_ptr<Outbox<JobEvent>> outbox);
-  void Unwatch(const Outbox<JobEvent>* outbox);
+
+  // Events of a job are numbered 1, 2, ... for ever, also over restarts and over jobs of the same
+  // name; the newest kKeptEvents can be read. Listeners are woken until they leave or the core is
+  // shut down (then ReadEvents says Unavailable).
+  absl::Status Watch(const std::string& job, std::shared_ptr<EventListener> listener);
+  void Unwatch(const EventListener* listener);
+  // Those after a number, at most `limit`, oldest first. A number that was never given out is one of
+  // another history: the answer starts from the oldest event.
+  absl::StatusOr<EventPage> ReadEvents(const std::string& job, uint64_t after, uint32_t limit);
+  // An event that changes nothing but is to be known.
+  void Note(const std::string& job, const std::string& text);
 
   absl::StatusOr<JobStatus> GetJob(const std::string& job) const;
+  // By time of submission.
+  std::vector<JobStatus> ListJobs() const;
+  absl::StatusOr<JobSpec> GetSpec(const std::string& job) const;
   absl::StatusOr<RankTable> GetRankTable(const WorkerIdentity& worker);
 
   // Ends all streams and refuses what comes; for a server that wants to stop.
@@ -88,20 +113,27 @@ class CoordinatorCore {
   };
   struct Watcher {
     std::string job;
-    std::shared_ptr<Outbox<JobEvent>> outbox;
+    std::shared_ptr<EventListener> listener;
   };
+  // What a former life left in the store.
+  struct Memory {
+    std::vector<JobRecord> jobs;
+    std::map<std::string, uint64_t> last_sequences;
+  };
+  // Nothing for an action that is done at once.
+  static std::optional<BackgroundWork> InBackground(const Action& action);
   // Sends what was noted under the lock.
   using Deliveries = std::vector<std::function<void()>>;
 
-  CoordinatorCore(CoordinatorOptions options, std::unique_ptr<Store> store,
-                  const std::vector<JobRecord>& records);
+  CoordinatorCore(CoordinatorOptions options, std::unique_ptr<Store> store, const Memory& memory);
+  static absl::StatusOr<Memory> ReadMemory(Store* store);
 
   absl::Status HandleLocked(const Event& event, Deliveries* deliveries)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // After the first step of HandleLocked: records are durable.
   void Do(const Action& action, Deliveries* deliveries) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Publish(const PublishEvent& action, Deliveries* deliveries)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Wake(const std::string& job, Deliveries* deliveries) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status Write(const StoreChanges& changes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<Outcome> Decide(const Event& event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void DoAll(const Outcome& outcome, Deliveries* deliveries) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void CloseAll(const absl::Status& status, Deliveries* deliveries)
@@ -123,7 +155,7 @@ class CoordinatorCore {
   std::vector<ReadyCall> ready_calls_ ABSL_GUARDED_BY(mutex_);
   std::vector<ProgressStream> progress_ ABSL_GUARDED_BY(mutex_);
   std::vector<Watcher> watchers_ ABSL_GUARDED_BY(mutex_);
-  std::map<std::string, std::deque<JobEvent>> events_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, uint64_t> last_sequences_ ABSL_GUARDED_BY(mutex_);
   std::deque<BackgroundWork> background_ ABSL_GUARDED_BY(mutex_);
 
   std::thread background_thread_;

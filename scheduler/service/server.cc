@@ -12,6 +12,7 @@
 #include "base/mutex.h"
 #include "proto/coordinator.grpc.pb.h"
 #include "scheduler/client/channel.h"
+#include "scheduler/service/event_stream.h"
 
 namespace moesaic {
 namespace {
@@ -198,32 +199,6 @@ class ProgressReactor : public grpc::ServerBidiReactor<StepReport, Control> {
   bool opened_ = false;
 };
 
-class WatchReactor : public grpc::ServerWriteReactor<JobEvent> {
- public:
-  WatchReactor(CoordinatorCore* core, const WatchJobRequest& request)
-      : core_(core), outbox_(std::make_shared<StreamOutbox<WatchReactor, JobEvent>>(this)) {
-    const absl::Status status = core_->Watch(request, outbox_);
-    if (status.ok()) return;
-    outbox_->Close(status);
-    outbox_->Pump();
-  }
-  void OnWriteDone(bool ok) override { outbox_->OnWritten(ok); }
-  void OnCancel() override {
-    core_->Unwatch(outbox_.get());
-    outbox_->Close(absl::CancelledError("the watcher left"));
-    outbox_->Pump();
-  }
-  void OnDone() override {
-    core_->Unwatch(outbox_.get());
-    outbox_->Detach();
-    delete this;
-  }
-
- private:
-  CoordinatorCore* const core_;
-  const std::shared_ptr<StreamOutbox<WatchReactor, JobEvent>> outbox_;
-};
-
 class Service : public Coordinator::CallbackService {
  public:
   Service(CoordinatorCore* core, Security security) : core_(core), security_(security) {}
@@ -239,6 +214,11 @@ class Service : public Coordinator::CallbackService {
     const absl::Status status = Put(core_->GetJob(request->job()), reply);
     reply->set_security(security_);
     return Answer(context, status);
+  }
+  grpc::ServerUnaryReactor* ListJobs(grpc::CallbackServerContext* context, const ListJobsRequest*,
+                                     ListJobsReply* reply) override {
+    for (JobStatus& job : core_->ListJobs()) *reply->add_jobs() = std::move(job);
+    return Answer(context, absl::OkStatus());
   }
   grpc::ServerUnaryReactor* StopJob(grpc::CallbackServerContext* context,
                                     const StopJobRequest* request, StopJobReply*) override {
@@ -267,7 +247,7 @@ class Service : public Coordinator::CallbackService {
   }
   grpc::ServerWriteReactor<JobEvent>* WatchJob(grpc::CallbackServerContext*,
                                                const WatchJobRequest* request) override {
-    return new WatchReactor(core_, *request);
+    return new EventStream(core_, *request);
   }
 
  private:

@@ -51,6 +51,11 @@ const JobStatus* ClusterState::status(absl::string_view job) const {
   return found == nullptr ? nullptr : &found->record.status();
 }
 
+const JobSpec* ClusterState::spec(absl::string_view job) const {
+  const Job* found = FindJob(job);
+  return found == nullptr ? nullptr : &found->spec();
+}
+
 const RankTable* ClusterState::rank_table(absl::string_view job) const {
   const Job* found = FindJob(job);
   return found == nullptr || found->live == nullptr ? nullptr : &found->live->table;

@@ -74,6 +74,7 @@ class ClusterState {
 
   // Null when there is none of that name.
   const JobStatus* status(absl::string_view job) const;
+  const JobSpec* spec(absl::string_view job) const;
   // Of the generation that is starting or running; null when there is none.
   const RankTable* rank_table(absl::string_view job) const;
   const Control* control(absl::string_view job) const;

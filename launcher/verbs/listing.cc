@@ -1,0 +1,54 @@
+#include "launcher/verbs/listing.h"
+
+#include <algorithm>
+
+#include "base/foreign_text.h"
+#include "launcher/run/progress_view.h"
+
+namespace moesaic {
+
+void AddOutputFlag(CLI::App* verb, std::string* format) {
+  verb->add_option("-o,--output", *format, "text or json")
+      ->check(CLI::IsMember({"text", "json"}))
+      ->default_val("text");
+}
+
+void Table::Print(std::ostream& out) const {
+  std::vector<std::vector<std::string>> rows = rows_;
+  std::vector<size_t> widths(rows.front().size(), 0);
+  for (std::vector<std::string>& row : rows) {
+    for (size_t column = 0; column < row.size(); ++column) {
+      row[column] = EscapeControls(row[column]);
+      std::replace(row[column].begin(), row[column].end(), '\n', ' ');
+      if (row[column].empty()) row[column] = "-";
+      widths[column] = std::max(widths[column], row[column].size());
+    }
+  }
+  for (const std::vector<std::string>& row : rows) {
+    for (size_t column = 0; column < row.size(); ++column) {
+      out << row[column];
+      if (column + 1 < row.size()) out << std::string(widths[column] - row[column].size() + 2, ' ');
+    }
+    out << '\n';
+  }
+  out << std::flush;
+}
+
+std::string JsonLine(const Json& json) {
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+Json JsonTime(int64_t unix_ns) { return unix_ns == 0 ? Json() : Json(TimeForPeople(unix_ns)); }
+
+std::string TimeForPeople(int64_t unix_ns) {
+  if (unix_ns == 0) return "-";
+  return absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", absl::FromUnixNanos(unix_ns), absl::UTCTimeZone());
+}
+
+std::string AgeForPeople(int64_t unix_ns, absl::Time now) {
+  if (unix_ns == 0) return "-";
+  const absl::Duration age = std::max(now - absl::FromUnixNanos(unix_ns), absl::ZeroDuration());
+  return DurationForPeople(absl::ToDoubleSeconds(age));
+}
+
+}  // namespace moesaic

@@ -1,0 +1,41 @@
+// What all listings share: -o text|json, columns, and foreign text made harmless.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+
+namespace moesaic {
+
+using Json = nlohmann::ordered_json;
+
+// Adds -o/--output, text (the default) or json. `format` must outlive the parse.
+void AddOutputFlag(CLI::App* verb, std::string* format);
+
+// Columns as wide as their widest cell, two spaces apart; the last is not padded. Cells are escaped.
+class Table {
+ public:
+  explicit Table(std::vector<std::string> header) { rows_.push_back(std::move(header)); }
+  void Add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
+  void Print(std::ostream& out) const;
+
+ private:
+  std::vector<std::vector<std::string>> rows_;
+};
+
+// On one line; bytes that are not UTF-8 are replaced.
+std::string JsonLine(const Json& json);
+
+// "2026-01-31T12:00:00Z"; null or "-" for 0.
+Json JsonTime(int64_t unix_ns);
+std::string TimeForPeople(int64_t unix_ns);
+// "3m05s"; "-" for 0.
+std::string AgeForPeople(int64_t unix_ns, absl::Time now);
+
+}  // namespace moesaic
