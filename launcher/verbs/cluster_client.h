@@ -1,7 +1,6 @@
-// How the verbs that talk to a running coordinator reach it.
+// The calls of verbs to a running coordinator.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <grpcpp/client_context.h>
 
 #include <functional>
@@ -10,41 +9,30 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "launcher/verbs/connection_flags.h"
 #include "launcher/verbs/verb.h"
-#include "proto/coordinator.grpc.pb.h"
 
 namespace moesaic {
-
-struct ClusterFlags {
-  std::string coordinator;
-};
-
-// Adds --coordinator. `flags` must outlive the parse.
-void AddClusterFlags(CLI::App* verb, ClusterFlags* flags);
 
 // Thread-safe.
 class ClusterClient {
  public:
-  // Does not connect yet. InvalidArgument when nobody said where the coordinator is (--coordinator,
-  // or MOESAIC_COORDINATOR).
-  static absl::StatusOr<std::unique_ptr<ClusterClient>> Open(const ClusterFlags& flags,
+  // Does not connect yet. Errors: as Connect of connection_flags.h.
+  static absl::StatusOr<std::unique_ptr<ClusterClient>> Open(const ConnectionFlags& flags,
                                                              const VerbContext& context);
 
-  Coordinator::Stub& stub() { return *stub_; }
-  const std::string& target() const { return target_; }
-  const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
+  Coordinator::Stub& stub() { return *connection_.stub; }
+  const std::shared_ptr<grpc::Channel>& channel() const { return connection_.channel; }
 
   // One unary call, with a deadline. Unavailable when nobody answers in time.
   absl::Status Call(const std::function<grpc::Status(grpc::ClientContext*)>& call) const;
-  // What a call or stream came to, with the coordinator's address where it was not reached.
-  absl::Status Described(const grpc::Status& status) const;
+  // What a stream came to.
+  absl::Status Explain(const grpc::Status& status) const { return connection_.Explain(status); }
 
  private:
-  explicit ClusterClient(std::string target);
+  explicit ClusterClient(CoordinatorConnection connection) : connection_(std::move(connection)) {}
 
-  const std::string target_;
-  const std::shared_ptr<grpc::Channel> channel_;
-  const std::unique_ptr<Coordinator::Stub> stub_;
+  const CoordinatorConnection connection_;
 };
 
 // NotFound: there is no such job.

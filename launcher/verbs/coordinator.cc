@@ -14,14 +14,16 @@
 #include "base/mutex.h"
 #include "launcher/build_info.h"
 #include "launcher/run/interrupts.h"
+#include "launcher/verbs/connection_flags.h"
 #include "scheduler/service/server.h"
 
 namespace moesaic {
 namespace {
 
 struct CoordinatorFlags {
-  std::string listen = "127.0.0.1:4711";
+  std::string listen = kDefaultCoordinator;
   std::string dir;
+  TlsFlags tls;
 };
 
 constexpr char kAddressFile[] = "address";
@@ -82,7 +84,13 @@ void Serve(const CoordinatorFlags& flags, VerbContext& context) {
     Fail(core.status(), context);
     return;
   }
-  const auto server = CoordinatorServer::Start(core->get(), flags.listen);
+  absl::StatusOr<std::optional<TlsIdentity>> tls = FindTls(flags.tls, ROLE_COORDINATOR, context);
+  if (!tls.ok()) {
+    Fail(tls.status(), context);
+    return;
+  }
+  const auto server = CoordinatorServer::Start(
+      core->get(), {flags.listen, *std::move(tls), flags.tls.insecure});
   if (!server.ok()) {
     Fail(server.status(), context);
     return;
@@ -108,10 +116,11 @@ void RegisterCoordinator(CLI::App& program, VerbContext& context) {
                    "Folder for what must outlive a restart; its file \"address\" says where the "
                    "coordinator listens")
       ->required();
+  AddTlsFlags(verb, &flags->tls);
   verb->footer(
       "Runs until SIGINT or SIGTERM. Started again on the same folder it goes on: jobs keep\n"
       "their state, and generations that still run are taken over.\n\n"
-      "  moesaic coordinator --listen 127.0.0.1:4711 --dir /var/lib/moesaic");
+      "  moesaic coordinator --listen 10.0.0.1:7470 --tls-dir /etc/moesaic --dir /var/lib/moesaic");
   verb->callback([flags, &context] { Serve(*flags, context); });
 }
 

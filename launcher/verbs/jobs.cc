@@ -22,7 +22,7 @@ namespace {
 constexpr absl::Duration kPoll = absl::Milliseconds(300);
 
 struct JobVerbFlags {
-  ClusterFlags cluster;
+  ConnectionFlags cluster;
   std::string job;
   std::string output;
   std::string state;
@@ -39,7 +39,7 @@ CLI::App* AddVerb(CLI::App& program, VerbContext& context, const char* name, con
                   bool takes_job, const SharedFlags& flags, JobVerb verb) {
   CLI::App* app = program.add_subcommand(name, what);
   if (takes_job) app->add_option("JOB", flags->job, "the job's id")->required();
-  AddClusterFlags(app, &flags->cluster);
+  AddConnectionFlags(app, &flags->cluster);
   app->callback([flags, &context, verb] {
     const auto client = ClusterClient::Open(flags->cluster, context);
     if (!client.ok()) {

@@ -11,7 +11,7 @@ namespace {
 
 struct SubmitFlags {
   JobFlags job;
-  ClusterFlags cluster;
+  ConnectionFlags cluster;
   std::string resume = "auto";
   std::string id;
   bool dry_run = false;
@@ -52,7 +52,7 @@ void RegisterSubmit(CLI::App& program, VerbContext& context) {
   CLI::App* verb = program.add_subcommand("submit", "give a job to the coordinator; prints its id");
   AddJobFlags(verb, &flags->job);
   AddResumeFlag(verb, &flags->resume);
-  AddClusterFlags(verb, &flags->cluster);
+  AddConnectionFlags(verb, &flags->cluster);
   verb->add_option("--id", flags->id, "The job's id, in place of its name in the job file");
   verb->add_flag("--dry-run", flags->dry_run, "Check the job file and the files that it names only");
   verb->footer(
