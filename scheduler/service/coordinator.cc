@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "base/log.h"
+#include "scheduler/client/random_token.h"
 
 namespace moesaic {
 namespace {
@@ -32,9 +33,11 @@ std::vector<JobRecord> Abandoned(std::vector<JobRecord> records) {
 absl::StatusOr<CoordinatorCore::Memory> CoordinatorCore::ReadMemory(Store* store) {
   absl::StatusOr<std::vector<JobRecord>> jobs = store->ReadJobs();
   if (!jobs.ok()) return jobs.status();
+  absl::StatusOr<std::vector<NodeRecord>> nodes = store->ReadNodes();
+  if (!nodes.ok()) return nodes.status();
   absl::StatusOr<std::map<std::string, uint64_t>> sequences = store->LastSequences();
   if (!sequences.ok()) return sequences.status();
-  return Memory{*std::move(jobs), *std::move(sequences)};
+  return Memory{*std::move(jobs), *std::move(nodes), *std::move(sequences)};
 }
 
 absl::StatusOr<std::unique_ptr<CoordinatorCore>> CoordinatorCore::Open(CoordinatorOptions options) {
@@ -42,6 +45,7 @@ absl::StatusOr<std::unique_ptr<CoordinatorCore>> CoordinatorCore::Open(Coordinat
   if (!store.ok()) return store.status();
   absl::StatusOr<Memory> memory = ReadMemory(store->get());
   if (!memory.ok()) return memory.status();
+  if (!options.cluster.draw_token) options.cluster.draw_token = RandomToken;
   if (options.abandon_live_jobs) memory->jobs = Abandoned(std::move(memory->jobs));
   return std::unique_ptr<CoordinatorCore>(
       new CoordinatorCore(std::move(options), *std::move(store), *memory));
@@ -51,7 +55,7 @@ CoordinatorCore::CoordinatorCore(CoordinatorOptions options, std::unique_ptr<Sto
                                  const Memory& memory)
     : options_(std::move(options)),
       keeper_(options_.files, options_.clock, options_.binary),
-      state_(options_.cluster, memory.jobs, options_.clock->Now()),
+      state_(options_.cluster, memory.jobs, options_.clock->Now(), memory.nodes),
       store_(std::move(store)),
       last_sequences_(memory.last_sequences) {
   background_thread_ = std::thread([this] { RunBackground(); });
@@ -103,7 +107,7 @@ absl::StatusOr<Outcome> CoordinatorCore::Decide(const Event& event) {
   if (!broken_.ok()) return broken_;
   if (stopping_) return Stopping();
   Outcome outcome = state_.Handle(event, options_.clock->Now());
-  StoreChanges changes{std::move(outcome.records), {}, {}};
+  StoreChanges changes{std::move(outcome.records), std::move(outcome.node_records), {}};
   for (Action& action : outcome.actions) {
     auto* publish = std::get_if<PublishEvent>(&action);
     if (publish == nullptr) continue;
@@ -333,6 +337,11 @@ std::vector<JobStatus> CoordinatorCore::ListJobs() const {
     return a.submitted_unix_ns() < b.submitted_unix_ns();
   });
   return jobs;
+}
+
+std::vector<NodeStatus> CoordinatorCore::ListNodes() const {
+  MutexLock lock(&mutex_);
+  return state_.nodes(options_.clock->Now());
 }
 
 absl::StatusOr<JobSpec> CoordinatorCore::GetSpec(const std::string& job) const {

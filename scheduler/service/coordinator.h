@@ -92,6 +92,7 @@ class CoordinatorCore {
   absl::StatusOr<JobStatus> GetJob(const std::string& job) const;
   // By time of submission.
   std::vector<JobStatus> ListJobs() const;
+  std::vector<NodeStatus> ListNodes() const;
   absl::StatusOr<JobSpec> GetSpec(const std::string& job) const;
   absl::StatusOr<RankTable> GetRankTable(const WorkerIdentity& worker);
 
@@ -118,6 +119,7 @@ class CoordinatorCore {
   // What a former life left in the store.
   struct Memory {
     std::vector<JobRecord> jobs;
+    std::vector<NodeRecord> nodes;
     std::map<std::string, uint64_t> last_sequences;
   };
   // Nothing for an action that is done at once.

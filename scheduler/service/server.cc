@@ -13,6 +13,7 @@
 #include "proto/coordinator.grpc.pb.h"
 #include "scheduler/client/channel.h"
 #include "scheduler/service/event_stream.h"
+#include "scheduler/service/log_reader.h"
 
 namespace moesaic {
 namespace {
@@ -144,6 +145,12 @@ class AgentReactor : public grpc::ServerBidiReactor<AgentMessage, AgentCommand> 
         // Stale shards are no reason to drop the agent.
         core_->Handle(ShardsReported{agent_, incarnation_, message_.persisted()}).IgnoreError();
         return absl::OkStatus();
+      case AgentMessage::kReplicated:
+        core_->Handle(CopiesReported{agent_, incarnation_, message_.replicated()}).IgnoreError();
+        return absl::OkStatus();
+      case AgentMessage::kPreempted:
+        return core_->Handle(
+            AgentPreempted{agent_, incarnation_, message_.preempted().reason()});
       default:
         return absl::InvalidArgumentError("not a message of a registered agent");
     }
@@ -201,7 +208,12 @@ class ProgressReactor : public grpc::ServerBidiReactor<StepReport, Control> {
 
 class Service : public Coordinator::CallbackService {
  public:
-  Service(CoordinatorCore* core, Security security) : core_(core), security_(security) {}
+  Service(CoordinatorCore* core, Security security)
+      : core_(core), security_(security), log_reader_(core) {}
+
+  // Ends the streams that only this side would end.
+  void Shutdown() { log_reader_.Shutdown(); }
+
 
   grpc::ServerUnaryReactor* SubmitJob(grpc::CallbackServerContext* context,
                                       const SubmitJobRequest* request,
@@ -223,6 +235,25 @@ class Service : public Coordinator::CallbackService {
   grpc::ServerUnaryReactor* StopJob(grpc::CallbackServerContext* context,
                                     const StopJobRequest* request, StopJobReply*) override {
     return Answer(context, core_->Handle(StopRequested{request->job(), request->now()}));
+  }
+  grpc::ServerUnaryReactor* ResizeJob(grpc::CallbackServerContext* context,
+                                      const ResizeJobRequest* request, ResizeJobReply*) override {
+    return Answer(context, core_->Handle(ResizeRequested{request->job(), request->min_nodes(),
+                                                         request->max_nodes()}));
+  }
+  grpc::ServerUnaryReactor* ListNodes(grpc::CallbackServerContext* context,
+                                      const ListNodesRequest*, ListNodesReply* reply) override {
+    for (NodeStatus& node : core_->ListNodes()) *reply->add_nodes() = std::move(node);
+    return Answer(context, absl::OkStatus());
+  }
+  grpc::ServerUnaryReactor* ChangeNode(grpc::CallbackServerContext* context,
+                                       const ChangeNodeRequest* request,
+                                       ChangeNodeReply*) override {
+    return Answer(context, core_->Handle(NodeChangeRequested{*request}));
+  }
+  grpc::ServerWriteReactor<LogBytes>* ReadLog(grpc::CallbackServerContext*,
+                                              const ReadLogRequest* request) override {
+    return log_reader_.Open(*request);
   }
   grpc::ServerUnaryReactor* GetRankTable(grpc::CallbackServerContext* context,
                                          const WorkerIdentity* request, RankTable* reply) override {
@@ -266,6 +297,7 @@ class Service : public Coordinator::CallbackService {
 
   CoordinatorCore* const core_;
   const Security security_;
+  LogReader log_reader_;
 };
 
 Security SecurityOf(const ServerOptions& options) {
@@ -279,6 +311,7 @@ class RunningServer : public CoordinatorServer {
       : core_(core), service_(core, security) {}
   ~RunningServer() override {
     core_->Shutdown();
+    service_.Shutdown();
     if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now());
   }
 
