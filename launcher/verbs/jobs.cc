@@ -143,6 +143,27 @@ void Stop(const JobVerbFlags& flags, ClusterClient* client, VerbContext& context
               << "; moesaic wait " << flags.job << " returns when it has ended\n";
 }
 
+void Resize(const JobVerbFlags& flags, ClusterClient* client, VerbContext& context) {
+  ResizeJobRequest request;
+  request.set_job(flags.job);
+  uint32_t min_nodes = 0;
+  uint32_t max_nodes = 0;
+  ParseNodeRange(flags.nodes, &min_nodes, &max_nodes);
+  request.set_min_nodes(min_nodes);
+  request.set_max_nodes(max_nodes);
+  ResizeJobReply reply;
+  const absl::Status resized = client->Call([&](grpc::ClientContext* call) {
+    return client->stub().ResizeJob(call, request, &reply);
+  });
+  if (!resized.ok()) Fail(resized, context);
+}
+
+std::string CheckNodeRange(const std::string& text) {
+  uint32_t min_nodes = 0;
+  uint32_t max_nodes = 0;
+  return ParseNodeRange(text, &min_nodes, &max_nodes) ? "" : "must be MIN:MAX, such as 2:4, or N";
+}
+
 // ---- wait ----
 
 // Nothing when the time is up, or when the coordinator was never reached (then `*error` says so).
@@ -187,13 +208,6 @@ void Wait(const JobVerbFlags& flags, ClusterClient* client, VerbContext& context
   context.exit_code = ended->exit_code();
 }
 
-std::string CheckDuration(const std::string& text) {
-  absl::Duration duration;
-  return absl::ParseDuration(text, &duration) && duration >= absl::ZeroDuration()
-             ? ""
-             : "must be a duration such as 90s or 1h30m";
-}
-
 }  // namespace
 
 void RegisterList(CLI::App& program, VerbContext& context) {
@@ -228,6 +242,19 @@ void RegisterWait(CLI::App& program, VerbContext& context) {
                            Wait);
   verb->add_option("--timeout", flags->timeout, "Give up after so long, e.g. 1h (exit code 6)")
       ->check(CheckDuration);
+}
+
+void RegisterResize(CLI::App& program, VerbContext& context) {
+  const auto flags = std::make_shared<JobVerbFlags>();
+  CLI::App* verb = AddVerb(program, context, "resize",
+                           "other bounds for the number of a job's nodes, while it runs", true,
+                           flags, Resize);
+  verb->add_option("--nodes", flags->nodes, "MIN:MAX, or one number for both")
+      ->required()
+      ->check(CheckNodeRange);
+  verb->footer(
+      "Nodes join and leave at an agreed step: nothing is computed twice. Holds until the job ends\n"
+      "or is resized again.\n\n  moesaic resize my-job --nodes 2:4");
 }
 
 }  // namespace moesaic

@@ -34,6 +34,12 @@ void Table::Print(std::ostream& out) const {
   out << std::flush;
 }
 
+std::string CheckDuration(const std::string& text) {
+  absl::Duration duration;
+  const bool valid = absl::ParseDuration(text, &duration) && duration >= absl::ZeroDuration();
+  return valid ? "" : "must be a duration such as 90s or 1h30m";
+}
+
 std::string JsonLine(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }

@@ -29,6 +29,9 @@ class Table {
   std::vector<std::vector<std::string>> rows_;
 };
 
+// For CLI11: empty, or what is wrong with a duration such as "1h30m".
+std::string CheckDuration(const std::string& text);
+
 // On one line; bytes that are not UTF-8 are replaced.
 std::string JsonLine(const Json& json);
 

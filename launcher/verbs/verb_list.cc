@@ -11,7 +11,10 @@
 #include "launcher/verbs/config.h"
 #include "launcher/verbs/coordinator.h"
 #include "launcher/verbs/data.h"
+#include "launcher/verbs/events.h"
 #include "launcher/verbs/jobs.h"
+#include "launcher/verbs/logs.h"
+#include "launcher/verbs/node.h"
 #include "launcher/verbs/run.h"
 #include "launcher/verbs/submit.h"
 #include "launcher/verbs/version.h"
@@ -28,7 +31,11 @@ constexpr RegisterVerb kVerbs[] = {
     RegisterList,
     RegisterStatus,
     RegisterWait,
+    RegisterLogs,
+    RegisterEvents,
     RegisterStop,
+    RegisterResize,
+    RegisterNode,
     RegisterCoordinator,
     RegisterCkpt,
     RegisterCerts,

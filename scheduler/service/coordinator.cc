@@ -324,14 +324,21 @@ absl::StatusOr<JobStatus> CoordinatorCore::GetJob(const std::string& job) const 
   MutexLock lock(&mutex_);
   const JobStatus* status = state_.status(job);
   if (status == nullptr) return NoSuchJob(job);
-  return *status;
+  return WithEvents(*status);
+}
+
+JobStatus CoordinatorCore::WithEvents(const JobStatus& status) const {
+  JobStatus answer = status;
+  const auto last = last_sequences_.find(status.job());
+  answer.set_newest_event(last == last_sequences_.end() ? 0 : last->second);
+  return answer;
 }
 
 std::vector<JobStatus> CoordinatorCore::ListJobs() const {
   std::vector<JobStatus> jobs;
   {
     MutexLock lock(&mutex_);
-    for (const std::string& job : state_.jobs()) jobs.push_back(*state_.status(job));
+    for (const std::string& job : state_.jobs()) jobs.push_back(WithEvents(*state_.status(job)));
   }
   std::stable_sort(jobs.begin(), jobs.end(), [](const JobStatus& a, const JobStatus& b) {
     return a.submitted_unix_ns() < b.submitted_unix_ns();

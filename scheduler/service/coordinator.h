@@ -134,6 +134,7 @@ class CoordinatorCore {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // After the first step of HandleLocked: records are durable.
   void Do(const Action& action, Deliveries* deliveries) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  JobStatus WithEvents(const JobStatus& status) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Wake(const std::string& job, Deliveries* deliveries) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status Write(const StoreChanges& changes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<Outcome> Decide(const Event& event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
