@@ -27,8 +27,8 @@ using google::protobuf::Message;
 using google::protobuf::Reflection;
 
 constexpr absl::string_view kPrefix = "MOESAIC_";
-constexpr std::array<absl::string_view, 3> kReserved = {"MOESAIC_TOKEN", "MOESAIC_LOG_LEVEL",
-                                                        "MOESAIC_COORDINATOR"};
+constexpr std::array<absl::string_view, 4> kReserved = {"MOESAIC_TOKEN", "MOESAIC_LOG_LEVEL",
+                                                        "MOESAIC_COORDINATOR", "MOESAIC_TLS_DIR"};
 
 // "train[0]" of a path.
 struct PathPart {
