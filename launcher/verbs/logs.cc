@@ -61,7 +61,8 @@ class LinePrinter {
 std::vector<std::optional<uint32_t>> Sources(const LogFlags& flags) {
   if (flags.mpirun) return {std::nullopt};
   std::vector<std::optional<uint32_t>> sources;
-  for (const uint32_t rank : *ParseRanks(flags.ranks, kMaxRanks)) sources.emplace_back(rank);
+  const absl::StatusOr<std::vector<uint32_t>> ranks = ParseRanks(flags.ranks, kMaxRanks);
+  for (const uint32_t rank : *ranks) sources.emplace_back(rank);
   return sources;
 }
 
