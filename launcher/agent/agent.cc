@@ -1,15 +1,20 @@
 #include "launcher/agent/agent.h"
 
+#include <fmt/format.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include <optional>
 #include <utility>
 
 #include "base/log.h"
+#include "base/mutex.h"
 #include "launcher/agent/agent_folder.h"
 #include "launcher/agent/agent_snapshots.h"
 #include "launcher/agent/coordinator_session.h"
 #include "launcher/agent/generation_runner.h"
+#include "launcher/agent/host_network.h"
+#include "launcher/agent/peer_service.h"
 #include "scheduler/client/channel.h"
 #include "scheduler/client/random_token.h"
 
@@ -21,9 +26,32 @@ uint64_t HostMemory() {
          static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
 }
 
+// The shim runs with the variables of mpirun, which are those of ranks too; so its own have names of
+// their own.
+std::map<std::string, std::string> ShimVariables(const std::optional<TlsFiles>& files) {
+  std::map<std::string, std::string> variables;
+  if (!files) return variables;
+  for (const auto& [name, value] : TlsVariables(*files)) variables[ShimVariable(name)] = value;
+  return variables;
+}
+
+GenerationRunnerOptions RunnerOptions(const AgentOptions& options, const std::string& network) {
+  return {.host = {.coordinator = options.coordinator,
+                   .environment = options.environment,
+                   .tls = options.worker_tls},
+          .worker = options.worker,
+          .mpirun = options.mpirun,
+          .orted = options.orted,
+          .shim = options.shim,
+          .network = network,
+          .shim_environment = ShimVariables(options.tls_files),
+          .slots = options.slots};
+}
+
 class RunningAgent : public Agent, private SessionOwner {
  public:
-  RunningAgent(AgentOptions options, std::unique_ptr<AgentFolder> folder)
+  RunningAgent(AgentOptions options, std::unique_ptr<AgentFolder> folder,
+               const std::string& network)
       : options_(std::move(options)),
         folder_(std::move(folder)),
         session_({.agent = options_.name,
@@ -31,27 +59,74 @@ class RunningAgent : public Agent, private SessionOwner {
                   .channel = OpenCoordinatorChannel(options_.coordinator, options_.tls)},
                  this),
         snapshots_(folder_.get(), [this](AgentMessage message) { Say(std::move(message)); }),
-        generations_({.coordinator = options_.coordinator,
-                      .worker = options_.worker,
-                      .mpirun = options_.mpirun,
-                      .slots = options_.slots,
-                      .environment = options_.environment},
-                     folder_.get(), &snapshots_,
-                     [this](AgentMessage message) { Say(std::move(message)); }) {
-    session_.Open();
-  }
+        generations_(RunnerOptions(options_, network), folder_.get(), &snapshots_,
+                     [this](AgentMessage message) { Say(std::move(message)); }) {}
 
   ~RunningAgent() override { session_.Close(); }
 
+  absl::Status Open() {
+    auto peers = PeerService::Start(
+        {.listen = options_.listen, .tls = options_.tls, .insecure = options_.insecure},
+        &generations_);
+    if (!peers.ok()) return peers.status();
+    peers_ = *std::move(peers);
+    const std::string& bound = peers_->address();
+    host_ = options_.advertise.empty() ? HostOf(bound) : options_.advertise;
+    address_ = fmt::format("{}{}", host_, bound.substr(bound.rfind(':')));
+    session_.Open();
+    return absl::OkStatus();
+  }
+
+  const std::string& address() const override { return address_; }
+
+  bool Preempt(const std::string& reason) override {
+    {
+      MutexLock lock(&mutex_);
+      preempted_ = reason;
+    }
+    return SayPreempted();
+  }
+
+  std::string WaitUntilReleased() override {
+    MutexLock lock(&mutex_);
+    while (!released_) released_changed_.Wait(&mutex_);
+    return *released_;
+  }
+
+  void Release(const std::string& reason) override {
+    MutexLock lock(&mutex_);
+    if (!released_) released_ = reason;
+    released_changed_.NotifyAll();
+  }
+
  private:
-  void Say(AgentMessage message) { session_.Say(std::move(message)); }
+  bool Say(AgentMessage message) {
+    if (message.has_ended()) {
+      const GenerationEnded& ended = message.ended();
+      LogLine(options_.news,
+              fmt::format("generation {} of job {} is over{}{}", ended.generation(), ended.job(),
+                          ended.first_failure().empty() ? "" : ": ", ended.first_failure()));
+    }
+    return session_.Say(std::move(message));
+  }
+
+  bool SayPreempted() {
+    AgentMessage message;
+    {
+      MutexLock lock(&mutex_);
+      if (!preempted_) return true;
+      message.mutable_preempted()->set_reason(*preempted_);
+    }
+    return Say(std::move(message));
+  }
 
   AgentRegistration Registration() override {
     AgentRegistration registration;
     registration.set_slots(options_.slots);
     registration.set_cores(options_.cores);
     registration.set_memory_bytes(HostMemory());
-    registration.set_host(options_.host);
+    registration.set_host(host_);
+    registration.set_address(address_);
     registration.set_version(options_.version);
     registration.set_arena_dir(folder_->path());
     if (const auto running = generations_.Running()) {
@@ -63,26 +138,69 @@ class RunningAgent : public Agent, private SessionOwner {
 
   void Obey(const AgentCommand& command) override {
     switch (command.kind_case()) {
-      case AgentCommand::kStart: generations_.Start(command.start()); break;
+      case AgentCommand::kStart:
+        LogLine(options_.news, fmt::format("generation {} of job {} starts", command.start().generation(),
+                                           command.start().job()));
+        generations_.Start(command.start());
+        break;
       case AgentCommand::kKill: generations_.Kill(command.kill()); break;
       case AgentCommand::kPersist: snapshots_.Persist(command.persist()); break;
       case AgentCommand::kForget: snapshots_.Forget(command.forget()); break;
-      case AgentCommand::kWelcome:
-        LogDebug("agent {} is registered", options_.name);
-        break;
+      case AgentCommand::kWelcome: TakeWelcome(command.welcome()); break;
+      case AgentCommand::kLeave: Release(command.leave().reason()); break;
+      case AgentCommand::kInject:
       case AgentCommand::kReplicate:
       case AgentCommand::kKeep:
-      case AgentCommand::kLeave:
-      case AgentCommand::kInject:
       case AgentCommand::KIND_NOT_SET: break;
     }
   }
 
+  void TakeWelcome(const AgentWelcome& welcome) {
+    LogLine(options_.news,
+            fmt::format("node {} is registered with {}{}", options_.name, options_.coordinator,
+                        welcome.adopted() ? "; what it runs goes on" : ""));
+    {
+      MutexLock lock(&mutex_);
+      orphan_grace_ = absl::Seconds(welcome.orphan_grace_seconds());
+    }
+    SayPreempted();
+  }
+
+  void OutOfContact(absl::Duration since) override {
+    const std::optional<StartGeneration> running = generations_.Running();
+    if (!running) return;
+    absl::Duration grace = absl::Seconds(running->orphan_grace_seconds());
+    {
+      MutexLock lock(&mutex_);
+      if (grace <= absl::ZeroDuration()) grace = orphan_grace_;
+    }
+    if (since < grace) return;
+    LogWarning("no word of the coordinator for {}: stopping generation {} of job {}",
+               absl::FormatDuration(absl::Trunc(since, absl::Seconds(1))), running->generation(),
+               running->job());
+    KillGeneration kill;
+    kill.set_job(running->job());
+    kill.set_generation(running->generation());
+    kill.set_now(true);
+    generations_.Kill(kill);
+  }
+
   const AgentOptions options_;
   const std::unique_ptr<AgentFolder> folder_;
+  std::string host_;     // set by Open, then constant
+  std::string address_;  // the same
+
+  Mutex mutex_;
+  CondVar released_changed_;
+  std::optional<std::string> preempted_ ABSL_GUARDED_BY(mutex_);
+  std::optional<std::string> released_ ABSL_GUARDED_BY(mutex_);
+  // Before a coordinator said otherwise.
+  absl::Duration orphan_grace_ ABSL_GUARDED_BY(mutex_) = absl::Seconds(60);
+
   CoordinatorSession session_;  // the others speak through it until they are gone
   AgentSnapshots snapshots_;
   GenerationRunner generations_;
+  std::unique_ptr<PeerService> peers_;
 };
 
 }  // namespace
@@ -91,8 +209,17 @@ absl::StatusOr<std::unique_ptr<Agent>> Agent::Start(AgentOptions options) {
   prctl(PR_SET_CHILD_SUBREAPER, 1);
   absl::StatusOr<std::unique_ptr<AgentFolder>> folder = AgentFolder::Create(options.shared_memory);
   if (!folder.ok()) return folder.status();
-  if (options.worker_tls) options.environment.merge(TlsVariables(*options.worker_tls));
-  return std::make_unique<RunningAgent>(std::move(options), *std::move(folder));
+  const std::string host =
+      options.advertise.empty() ? HostOf(options.listen) : options.advertise;
+  const absl::StatusOr<std::string> network = SubnetOf(host);
+  if (!network.ok()) {
+    LogWarning("{}; ranks on several hosts need launch.interface",
+               std::string(network.status().message()));
+  }
+  auto agent =
+      std::make_unique<RunningAgent>(std::move(options), *std::move(folder), network.value_or(""));
+  if (const absl::Status opened = agent->Open(); !opened.ok()) return opened;
+  return agent;
 }
 
 }  // namespace moesaic

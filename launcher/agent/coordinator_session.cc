@@ -48,11 +48,6 @@ bool CoordinatorSession::Say(AgentMessage message) {
   return Write(std::move(message));
 }
 
-absl::Time CoordinatorSession::LostSince() const {
-  MutexLock lock(&mutex_);
-  return lost_since_;
-}
-
 void CoordinatorSession::Keep() {
   while (true) {
     const absl::Status status = RunStream();
@@ -121,10 +116,16 @@ bool CoordinatorSession::Write(AgentMessage message) {
 
 void CoordinatorSession::RenewLease() {
   while (true) {
+    absl::Duration lost;
     {
       MutexLock lock(&mutex_);
       if (!stopping_) changed_.WaitFor(&mutex_, kRenewEvery);
       if (stopping_) return;
+      lost = Clock::System().Now() - lost_since_;
+    }
+    if (lost > absl::ZeroDuration()) {
+      owner_->OutOfContact(lost);
+      continue;
     }
     AgentMessage message;
     message.mutable_renewal();

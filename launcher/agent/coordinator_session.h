@@ -14,13 +14,15 @@
 
 namespace moesaic {
 
-// What a session needs of its agent. Called from the session's thread, one call at a time.
+// What a session needs of its agent. Called from the stream's thread, one call at a time.
 class SessionOwner {
  public:
   virtual ~SessionOwner() = default;
   // All but `ended`, which the session keeps itself.
   virtual AgentRegistration Registration() = 0;
   virtual void Obey(const AgentCommand& command) = 0;
+  // From another thread, every second while the coordinator is not heard of.
+  virtual void OutOfContact(absl::Duration since) = 0;
 };
 
 struct CoordinatorSessionOptions {
@@ -46,8 +48,6 @@ class CoordinatorSession {
   // False when there is no stream, and the message is lost. What registration says anew need not be
   // looked after; ends of generations are kept and said again at the next registration.
   bool Say(AgentMessage message);
-  // Since when the coordinator has not been heard of; InfiniteFuture while the stream stands.
-  absl::Time LostSince() const;
 
  private:
   using Stream = grpc::ClientReaderWriter<AgentMessage, AgentCommand>;
@@ -63,11 +63,11 @@ class CoordinatorSession {
   SessionOwner* const owner_;
   const std::unique_ptr<Coordinator::Stub> stub_;
 
-  mutable Mutex mutex_;
+  Mutex mutex_;
   CondVar changed_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   grpc::ClientContext* context_ ABSL_GUARDED_BY(mutex_) = nullptr;
-  absl::Time lost_since_ ABSL_GUARDED_BY(mutex_);
+  absl::Time lost_since_ ABSL_GUARDED_BY(mutex_);  // InfiniteFuture while the stream stands
   // The newest ends of generations. A stream may break with what was written to it last, so they
   // are forgotten only once a registration that names them was welcomed.
   std::deque<GenerationEnded> ended_ ABSL_GUARDED_BY(mutex_);

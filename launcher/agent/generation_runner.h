@@ -5,24 +5,30 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <thread>
 
+#include "absl/status/statusor.h"
 #include "base/mutex.h"
 #include "launcher/agent/agent_folder.h"
 #include "launcher/agent/agent_snapshots.h"
+#include "launcher/agent/daemon_run.h"
 #include "launcher/agent/mpi_run.h"
 #include "proto/agent.pb.h"
 
 namespace moesaic {
 
 struct GenerationRunnerOptions {
-  std::string coordinator;  // host:port, as ranks of this host reach it
-  std::string worker;       // path of moesaic-worker
+  RankHost host;
+  std::string worker;  // path of moesaic-worker
   std::string mpirun;
+  std::string orted;
+  std::string shim;     // path of moesaic-orted-shim
+  std::string network;  // for ranks on several hosts, unless the job names one
+  std::map<std::string, std::string> shim_environment;
   uint32_t slots = 1;
-  std::map<std::string, std::string> environment;  // of this process
 };
 
 // Thread-safe.
@@ -45,11 +51,19 @@ class GenerationRunner {
   // The generation that runs or is about to.
   std::optional<StartGeneration> Running() const;
 
+  // DaemonRun::Serve of the generation asked for. It may not have been started yet: mpirun can be
+  // faster than the coordinator's message, which this waits for a while. FailedPrecondition "stale
+  // generation" for one that does not come, or with another token.
+  absl::Status ServeDaemon(const RunDaemonRequest& request, const DaemonRun::Write& write,
+                           const DaemonRun::IsCancelled& is_cancelled);
+
  private:
   void Run();
   MpiRunResult RunGeneration(const StartGeneration& start);
   MpiRunResult RunHead(const StartGeneration& start, const std::string& folder);
-  void WaitForKill();
+  MpiRunResult RunOther(const StartGeneration& start, const std::string& folder);
+  absl::StatusOr<std::shared_ptr<DaemonRun>> FindDaemon(const RunDaemonRequest& request,
+                                                        const DaemonRun::IsCancelled& is_cancelled);
   void SayEnded(const std::string& job, uint64_t generation, const MpiRunResult& result);
 
   const GenerationRunnerOptions options_;
@@ -63,7 +77,8 @@ class GenerationRunner {
   std::deque<StartGeneration> starts_ ABSL_GUARDED_BY(mutex_);  // the front one runs
   std::deque<KillGeneration> already_over_ ABSL_GUARDED_BY(mutex_);
   int killed_ ABSL_GUARDED_BY(mutex_) = 0;  // the front one; 1: politely, 2: at once
-  MpiRun* run_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  MpiRun* run_ ABSL_GUARDED_BY(mutex_) = nullptr;      // on the head
+  std::shared_ptr<DaemonRun> daemon_ ABSL_GUARDED_BY(mutex_);  // on another host
   std::thread thread_;
 };
 

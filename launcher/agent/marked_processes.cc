@@ -4,9 +4,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <set>
 
 #include "absl/strings/numbers.h"
 #include "absl/time/clock.h"
@@ -35,11 +37,13 @@ void ForEachProcess(const Visit& visit) {
 
 std::vector<pid_t> FindMarked(const std::string& variable) {
   std::vector<pid_t> found;
-  const std::string needle = variable + '\0';
   ForEachProcess([&](pid_t pid, const std::filesystem::path& folder) {
-    const std::string environment = ReadAll(folder / "environ");
-    const size_t at = environment.find(needle);
-    if (at != std::string::npos && (at == 0 || environment[at - 1] == '\0')) found.push_back(pid);
+    // Every entry of the environment ends with a 0.
+    const std::string environment = '\0' + ReadAll(folder / "environ");
+    if (environment.find('\0' + variable + '\0') != std::string::npos ||
+        environment.find('\0' + variable + '/') != std::string::npos) {
+      found.push_back(pid);
+    }
   });
   return found;
 }
@@ -56,16 +60,21 @@ bool KillMarked(const std::string& variable, absl::Duration limit) {
   }
 }
 
-void ReapOrphans(const std::string& program, absl::Duration limit) {
-  const std::string name = " (" + program.substr(0, 15) + ")";  // as the kernel cuts it
+void ReapOrphans(const std::vector<std::string>& programs, absl::Duration limit) {
+  std::set<std::string> names;  // as the kernel cuts them
+  for (const std::string& program : programs) {
+    names.insert(std::filesystem::path(program).filename().string().substr(0, 15));
+  }
   const absl::Time deadline = Clock::System().Now() + limit;
   bool any = true;
   while (any && Clock::System().Now() < deadline) {
     any = false;
     ForEachProcess([&](pid_t pid, const std::filesystem::path& folder) {
       const std::string stat = ReadAll(folder / "stat");  // pid (name) state ppid ...
+      const size_t begin = stat.find('(');
       const size_t end = stat.rfind(") ");
-      if (end == std::string::npos || stat.find(name) == std::string::npos) return;
+      if (begin == std::string::npos || end == std::string::npos) return;
+      if (!names.contains(stat.substr(begin + 1, end - begin - 1))) return;
       if (std::atoi(stat.c_str() + end + 4) != getpid()) return;
       any |= waitpid(pid, nullptr, WNOHANG) == 0;
     });

@@ -3,32 +3,38 @@
 
 #include <atomic>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "launcher/agent/rank_environment.h"
+#include "launcher/agent/rank_logs.h"
 #include "proto/agent.pb.h"
 
 namespace moesaic {
 
 struct MpiRunOptions {
   StartGeneration start;
-  std::string coordinator;  // host:port
+  RankHost host;
   std::string mpirun = "mpirun";
   std::string worker;  // path of the program
   std::string folder;  // temporary files of the generation; in tmpfs
-  std::string run_id;  // marks its processes
   uint32_t slots = 1;  // of this host
-  std::map<std::string, std::string>
-      environment;  // of this process; only an allow-list is passed on
+  // For ranks on several hosts.
+  std::string shim;     // path of moesaic-orted-shim
+  std::string network;  // that mpirun and the ranks talk over: interfaces or subnets
+  std::map<std::string, std::string> shim_environment;  // MOESAIC_SHIM_TLS_*
 };
 
 struct MpiRunResult {
-  int exit_code =
-      0;  // the first failing rank's; 128 + signal; 127: mpirun or the worker is missing
+  // The first failing rank's; 128 + signal; 127: mpirun or the worker is missing. Of a host that is
+  // not the head: its orted's.
+  int exit_code = 0;
   std::string first_failure;
-  bool clean = true;  // no process is left
+  std::optional<uint32_t> failed_rank;  // any rank of a host that was lost
+  bool clean = true;                    // no process is left
 };
 
 class MpiRun {
@@ -46,7 +52,10 @@ class MpiRun {
   std::map<std::string, std::string> Environment() const;
 
  private:
+  absl::Status Check() const;
+  absl::Status WriteHostFiles() const;
   MpiRunResult Watch(pid_t child, int output);
+  MpiRunResult ResultOf(int wait_status, const RankLogs& logs) const;
 
   const MpiRunOptions options_;
   std::atomic<int> kill_{0};

@@ -87,12 +87,14 @@ void RankLogs::TakeMpirunLine(const std::string& line) {
   static const std::regex named(R"(^\s*Process name: \[\[\d+,\d+\],(\d+)\])");
   static const std::regex code(R"(^\s*Exit code:\s+(\d+))");
   static const std::regex aborted(R"(MPI_ABORT was invoked on rank (\d+))");
+  static const std::regex lost(R"(^\s*Remote daemon: \[\[\d+,\d+\],\d+\] on node (\S+))");
+  static const std::regex no_daemon(R"(moesaic-orted-shim: host (\S+): (.+)$)");
   std::smatch match;
   const auto fail = [&](const std::string& text) {
     if (failure_.empty()) failure_ = text;
   };
   const auto blame = [&](const std::string& rank) {
-    if (!failed_rank_) failed_rank_ = std::stoi(rank.substr(0, 8));
+    if (!failed_rank_) failed_rank_ = static_cast<uint32_t>(std::stoul(rank.substr(0, 8)));
   };
   if (std::regex_search(line, match, signalled)) {
     blame(match[1]);
@@ -107,13 +109,19 @@ void RankLogs::TakeMpirunLine(const std::string& line) {
     blame(match[1]);
   } else if (std::regex_search(line, match, code) && failed_rank_) {
     fail("exited with code " + match[1].str());
+  } else if (std::regex_search(line, match, no_daemon)) {
+    lost_host_ = match[1];
+    fail(match[2]);
+  } else if (std::regex_search(line, match, lost)) {
+    lost_host_ = match[1];
+    fail("mpirun lost its daemon there");
   }
 }
 
 std::string RankLogs::FirstFailure() const {
-  if (!failed_rank_) return "";
+  if (!failed_rank_) return lost_host_.empty() ? "" : fmt::format("host {}: {}", lost_host_, failure_);
   return fmt::format("rank {} {}{}", *failed_rank_, failure_.empty() ? "failed" : failure_,
-                     LastLines(*failed_rank_));
+                     LastLines(static_cast<int>(*failed_rank_)));
 }
 
 std::string RankLogs::LastLines(int rank) const {

@@ -28,6 +28,10 @@ class RankLogs {
   // "rank 1 was killed by signal 9 (Killed); its last lines: ...", from mpirun's own words; empty
   // when mpirun said nothing of a rank.
   std::string FirstFailure() const;
+  // That failed first, if mpirun named one.
+  std::optional<uint32_t> failed_rank() const { return failed_rank_; }
+  // That mpirun lost its daemon on, or could not start it on; empty: none.
+  const std::string& lost_host() const { return lost_host_; }
 
  private:
   void TakeLine(const std::string& line);
@@ -40,7 +44,8 @@ class RankLogs {
   std::map<int, std::string> pending_;  // begun lines, by rank
   std::map<int, std::ofstream> files_;  // -1: mpirun
   std::map<int, std::deque<std::string>> last_;
-  std::optional<int> failed_rank_;
+  std::optional<uint32_t> failed_rank_;
+  std::string lost_host_;
   std::string failure_;
 };
 

@@ -112,7 +112,9 @@ int RunTrain(const TrainOptions& options, const WorkerEnvironment& environment) 
 void RegisterTrain(CLI::App& program, const WorkerEnvironment& environment, int& exit_code) {
   CLI::App* verb = program.add_subcommand("train", "Run one rank of a generation (under mpirun)");
   auto options = std::make_shared<TrainOptions>();
-  verb->add_option("--coordinator", options->coordinator, "host:port")->required();
+  verb->add_option("--coordinator", options->coordinator, "host:port")
+      ->envname("MOESAIC_COORDINATOR")
+      ->required();
   verb->add_option("--job", options->job, "name of the job")->required();
   verb->add_option("--generation", options->generation, "number of the generation")->required();
   verb->callback([options, environment, &exit_code] { exit_code = RunTrain(*options, environment); });

@@ -222,6 +222,10 @@ int main(int argc, char** argv) {
     if (flag == "--generation")
       address.worker.set_generation(std::strtoull(argv[i + 1], nullptr, 10));
   }
+  if (const char* coordinator = std::getenv("MOESAIC_COORDINATOR")) address.target = coordinator;
+  if (const char* folder = std::getenv("MOESAIC_RUN_FOLDER")) {
+    setenv("OMPI_MCA_btl_vader_backing_directory", folder, 1);
+  }
   int provided = 0;
   MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided);
   int rank = 0;
