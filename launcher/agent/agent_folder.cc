@@ -11,11 +11,15 @@
 #include <filesystem>
 #include <system_error>
 
+#include "absl/time/time.h"
 #include "base/log.h"
+#include "launcher/agent/marked_processes.h"
+#include "launcher/agent/rank_environment.h"
 
 namespace moesaic {
 namespace {
 
+constexpr absl::Duration kKillLimit = absl::Seconds(10);
 constexpr char kLockName[] = "owner.lock";
 
 std::string Prefix() { return fmt::format("moesaic-{}-", getuid()); }
@@ -40,6 +44,9 @@ void SweepDead(const std::string& parent) {
     const int lock = LockFolder(path);
     if (lock < 0) continue;
     LogInfo("removing {}, left by an agent that died", path);
+    if (!KillMarked(RunFolderMark(path), kKillLimit)) {
+      LogWarning("processes of an agent that died cannot be killed");
+    }
     std::filesystem::remove_all(path, error);
     close(lock);
   }

@@ -55,7 +55,7 @@ MpiRunResult DaemonRun::Run() {
     if (const absl::Status started = StartOrted(); started.ok()) {
       result = ResultOf(WaitForOrted());
     } else {
-      result = {kMissing, std::string(started.message())};
+      result = {.exit_code = kMissing, .first_failure = std::string(started.message())};
       MutexLock lock(&mutex_);
       failure_ = result.first_failure;
     }

@@ -33,8 +33,8 @@ struct MpiRunResult {
   // not the head: its orted's.
   int exit_code = 0;
   std::string first_failure;
-  std::optional<uint32_t> failed_rank;  // any rank of a host that was lost
-  bool clean = true;                    // no process is left
+  std::optional<uint32_t> failed_rank = std::nullopt;  // any rank of a host that was lost
+  bool clean = true;  // no process is left
 };
 
 class MpiRun {

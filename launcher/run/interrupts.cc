@@ -10,17 +10,21 @@
 namespace moesaic {
 namespace {
 
-sigset_t Caught() {
+sigset_t SetOf(const std::vector<int>& signals) {
   sigset_t set;
   sigemptyset(&set);
-  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) sigaddset(&set, signal);
+  for (const int signal : signals) sigaddset(&set, signal);
   return set;
 }
 
 }  // namespace
 
-Interrupts::Interrupts(std::function<void(int, int)> on_signal) : on_signal_(std::move(on_signal)) {
-  const sigset_t set = Caught();
+Interrupts::Interrupts(std::function<void(int, int)> on_signal)
+    : Interrupts({SIGINT, SIGTERM, SIGHUP}, std::move(on_signal)) {}
+
+Interrupts::Interrupts(std::vector<int> signals, std::function<void(int, int)> on_signal)
+    : signals_(std::move(signals)), on_signal_(std::move(on_signal)) {
+  const sigset_t set = SetOf(signals_);
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
   fd_ = signalfd(-1, &set, SFD_CLOEXEC);
   thread_ = std::thread([this] { Wait(); });
@@ -30,7 +34,7 @@ Interrupts::~Interrupts() {
   stopping_ = true;
   thread_.join();
   close(fd_);
-  const sigset_t set = Caught();
+  const sigset_t set = SetOf(signals_);
   pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
 }
 

@@ -1,7 +1,6 @@
 #include "launcher/verbs/run.h"
 
 #include <fmt/format.h>
-#include <sched.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -16,6 +15,7 @@
 #include "launcher/run/progress_view.h"
 #include "launcher/run/run_summary.h"
 #include "launcher/verbs/job_flags.h"
+#include "launcher/verbs/usable_cores.h"
 
 namespace moesaic {
 namespace {
@@ -26,13 +26,6 @@ struct RunFlags {
   std::string slots;
   std::string output = "text";
 };
-
-// Cores that this process may use.
-uint32_t UsableCores() {
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
-  return static_cast<uint32_t>(std::max(1, CPU_COUNT(&set)));
-}
 
 // Ctrl-C once saves and stops; twice kills.
 void OnInterrupt(EmbeddedRun* run, int count, std::atomic<bool>* killed) {

@@ -1,3 +1,4 @@
+#include "launcher/verbs/agent.h"
 #include "launcher/verbs/verb_list.h"
 
 #include <algorithm>
@@ -37,6 +38,7 @@ constexpr RegisterVerb kVerbs[] = {
     RegisterResize,
     RegisterNode,
     RegisterCoordinator,
+    RegisterAgent,
     RegisterCkpt,
     RegisterCerts,
     RegisterConfig,

@@ -37,7 +37,8 @@ int RunWorkerProgram(int argc, char** argv) {
   std::map<std::string, std::string> variables = Environment();
   const WorkerEnvironment environment = {.token = variables["MOESAIC_TOKEN"],
                                          .log_level = LevelNamed(variables["MOESAIC_LOG_LEVEL"]),
-                                         .tls = TlsFilesFrom(variables)};
+                                         .tls = TlsFilesFrom(variables),
+                                         .run_folder = variables["MOESAIC_RUN_FOLDER"]};
   ConfigureLog("worker", environment.log_level);
   CLI::App program("Computes for moesaic, which starts it.", argv[0]);
   program.require_subcommand(1);

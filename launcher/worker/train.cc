@@ -1,11 +1,14 @@
 #include "launcher/worker/train.h"
 
 #include <fmt/format.h>
+#include <signal.h>
+#include <sys/prctl.h>
 #include <sys/random.h>
 #include <unistd.h>
 
 #include <array>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <utility>
 
@@ -68,7 +71,16 @@ absl::StatusOr<std::optional<TlsIdentity>> LoadWorkerTls(const WorkerEnvironment
   return LoadTls(*environment.tls, Clock::System().Now());
 }
 
+// A rank does not outlive mpirun's daemon on its host, nor that its agent. What it shares with the
+// other ranks of the host goes where the agent removes it, whose place differs by host.
+void TieToHost(const WorkerEnvironment& environment) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (environment.run_folder.empty()) return;
+  setenv("OMPI_MCA_btl_vader_backing_directory", environment.run_folder.c_str(), 1);
+}
+
 int RunTrain(const TrainOptions& options, const WorkerEnvironment& environment) {
+  TieToHost(environment);
   const auto tls = LoadWorkerTls(environment);
   if (!tls.ok()) {
     LogError("{}", std::string(tls.status().message()));

@@ -341,7 +341,6 @@ void ClusterState::StartGeneration(Job* job, const GenerationPlan& plan,
   start->set_threads(plan.threads);
   start->set_oversubscribe(job->spec().launch().oversubscribe());
   start->set_run_dir(job->spec().run().dir());
-  start->set_interface(job->spec().launch().interface());
   start->set_token(live->token);
   const uint32_t slots = job->spec().elastic().slots_per_node();
   std::set<std::string> hosts;
