@@ -123,10 +123,11 @@ class Host:
         run_ip("link", "set", self.link, "up")
 
     def pids(self, program=""):
-        """Of the host's processes whose command has `program` in it; not of the holder."""
+        """Of the host's processes, those of a program if it is given; not of the holder."""
         inside = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, check=False)
         pids = [int(pid) for pid in inside.stdout.split()]
-        return [pid for pid in pids if pid != self.holder.pid and program in command_of(pid).split(" ")[0]]
+        return [pid for pid in pids if pid != self.holder.pid and command_of(pid)
+                and program in ("", os.path.basename(command_of(pid).split(" ")[0]))]
 
     def kill(self, program, number=signal.SIGKILL):
         """Sends the signal to every process of that program; how many there were."""

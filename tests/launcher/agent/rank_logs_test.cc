@@ -53,6 +53,7 @@ TEST_F(RankLogsTest, NamesTheSignalAndTheLastLines) {
   logs.Finish();
   EXPECT_EQ(logs.FirstFailure(),
             "rank 2 was killed by signal 9 (Killed); its last lines:\n  about to fall");
+  EXPECT_EQ(logs.failed_rank(), 2u);
 }
 
 TEST_F(RankLogsTest, NamesTheExitCode) {
@@ -61,6 +62,26 @@ TEST_F(RankLogsTest, NamesTheExitCode) {
   logs.Finish();
   EXPECT_EQ(logs.FirstFailure(), "rank 3 exited with code 7");
   EXPECT_THAT(Read("mpirun.log"), ::testing::HasSubstr("Exit code"));
+}
+
+TEST_F(RankLogsTest, NamesTheHostWhoseDaemonIsLost) {
+  RankLogs logs(dir_);
+  logs.Take(
+      "ORTE has lost communication with a remote daemon.\n\n"
+      "  HNP daemon   : [[4242,0],0] on node n0\n"
+      "  Remote daemon: [[4242,0],2] on node 10.0.0.3\n");
+  logs.Finish();
+  EXPECT_EQ(logs.lost_host(), "10.0.0.3");
+  EXPECT_FALSE(logs.failed_rank().has_value());
+  EXPECT_EQ(logs.FirstFailure(), "host 10.0.0.3: mpirun lost its daemon there");
+}
+
+TEST_F(RankLogsTest, NamesTheHostThatNoDaemonStartedOn) {
+  RankLogs logs(dir_);
+  logs.Take("moesaic-orted-shim: host 10.0.0.3: its agent does not answer\n");
+  logs.Finish();
+  EXPECT_EQ(logs.lost_host(), "10.0.0.3");
+  EXPECT_EQ(logs.FirstFailure(), "host 10.0.0.3: its agent does not answer");
 }
 
 TEST_F(RankLogsTest, SaysNothingWhenMpirunSaidNothing) {
