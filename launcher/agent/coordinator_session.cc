@@ -37,15 +37,19 @@ void CoordinatorSession::Close() {
 }
 
 bool CoordinatorSession::Say(AgentMessage message) {
-  if (message.has_ended()) {
+  {
     MutexLock lock(&mutex_);
-    ended_.push_back(message.ended());
-    if (ended_.size() > kRememberedEnds) {
-      ended_.pop_front();
-      if (registered_ends_ > 0) --registered_ends_;
-    }
+    if (message.has_ended()) Remember(message.ended());
+    if (lost_since_ != absl::InfiniteFuture()) return false;  // a write might wait for long
   }
   return Write(std::move(message));
+}
+
+void CoordinatorSession::Remember(const GenerationEnded& ended) {
+  ended_.push_back(ended);
+  if (ended_.size() <= kRememberedEnds) return;
+  ended_.pop_front();
+  if (registered_ends_ > 0) --registered_ends_;
 }
 
 void CoordinatorSession::Keep() {
@@ -101,10 +105,19 @@ void CoordinatorSession::Register() {
 }
 
 void CoordinatorSession::TakeWelcome() {
-  MutexLock lock(&mutex_);
-  lost_since_ = absl::InfiniteFuture();
-  ended_.erase(ended_.begin(), ended_.begin() + static_cast<ptrdiff_t>(registered_ends_));
-  registered_ends_ = 0;
+  std::deque<GenerationEnded> since;  // the registration
+  {
+    MutexLock lock(&mutex_);
+    lost_since_ = absl::InfiniteFuture();
+    ended_.erase(ended_.begin(), ended_.begin() + static_cast<ptrdiff_t>(registered_ends_));
+    registered_ends_ = 0;
+    since = ended_;
+  }
+  for (GenerationEnded& ended : since) {
+    AgentMessage message;
+    *message.mutable_ended() = std::move(ended);
+    Write(std::move(message));
+  }
 }
 
 bool CoordinatorSession::Write(AgentMessage message) {

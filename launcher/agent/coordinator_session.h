@@ -45,7 +45,7 @@ class CoordinatorSession {
   // Ends the stream, and with it the calls to the owner: to the coordinator the agent is gone. What
   // is said from now on is lost. May be called again.
   void Close();
-  // False when there is no stream, and the message is lost. What registration says anew need not be
+  // False when no registration stands, and the message is lost. What registration says anew need not be
   // looked after; ends of generations are kept and said again at the next registration.
   bool Say(AgentMessage message);
 
@@ -57,6 +57,7 @@ class CoordinatorSession {
   void Register();
   void RenewLease();
   void TakeWelcome();
+  void Remember(const GenerationEnded& ended) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Write(AgentMessage message);
 
   const CoordinatorSessionOptions options_;

@@ -15,6 +15,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "base/clock.h"
+#include "base/foreign_text.h"
 #include "base/log.h"
 #include "launcher/agent/child_process.h"
 #include "launcher/agent/marked_processes.h"
@@ -24,6 +25,8 @@ namespace {
 
 constexpr int kMissing = 127;
 constexpr int kPollMilliseconds = 50;
+constexpr char kHostCharacters[] =
+    "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-";
 // mpirun gives its ranks one second between SIGTERM and SIGKILL.
 constexpr absl::Duration kTermGrace = absl::Seconds(3);
 constexpr absl::Duration kKillLimit = absl::Seconds(10);
@@ -96,6 +99,10 @@ absl::Status MpiRun::Check() const {
       return absl::FailedPreconditionError(fmt::format(
           "two of its nodes have the address {}, and mpirun needs a host a node (agent --advertise)",
           host.host()));
+    }
+    if (host.host().empty() || host.host().find_first_not_of(kHostCharacters) != std::string::npos) {
+      return absl::InvalidArgumentError(fmt::format("node {} has no valid host name: \"{}\"",
+                                                    host.node(), EscapeControls(host.host())));
     }
     if (host.address().empty()) {
       return absl::FailedPreconditionError(

@@ -68,6 +68,10 @@ absl::StatusOr<AgentOptions> MakeOptions(const AgentFlags& flags, const VerbCont
   options.cores = UsableCores();
   options.slots = flags.slots == 0 ? options.cores : flags.slots;
   options.listen = flags.listen;
+  if (flags.advertise.empty() && (flags.listen.rfind("0.0.0.0:", 0) == 0 || flags.listen.rfind("[::]:", 0) == 0)) {
+    return absl::InvalidArgumentError(
+        "--listen is every address of this host: give the one that others reach with --advertise");
+  }
   options.advertise = flags.advertise;
   options.version = fmt::format("{} ({})", ThisBuild().version, ThisBuild().commit);
   options.worker = BesideProgram(context, "moesaic-worker");
