@@ -49,6 +49,7 @@ class LocalRun : public EmbeddedRun {
     coordinator.cluster.lease_ttl = absl::Seconds(spec.health().lease_ttl());
     coordinator.cluster.join_wait = absl::ZeroDuration();  // nobody else can join
     coordinator.store_path = spec.run().dir() + "/coordinator.sqlite";
+    coordinator.cluster.blame.failures = 0;  // there is no other node
     coordinator.abandon_live_jobs = true;
     coordinator.binary = options.binary;
     auto core = CoordinatorCore::Open(std::move(coordinator));

@@ -10,7 +10,6 @@
 #include "absl/strings/numbers.h"
 #include "base/log.h"
 #include "proto/job_spec.h"
-#include "scheduler/client/random_token.h"
 #include "scheduler/state/cluster_state.h"
 #include "trainer/checkpoint/format/manifest.h"
 
@@ -72,7 +71,6 @@ RestoreChosen CheckpointKeeper::Choose(const ChooseRestore& action) {
   RestoreChosen chosen;
   chosen.job = action.job;
   chosen.attempt = action.attempt;
-  chosen.token = RandomToken();
   chosen.status = ChooseInto(action, &chosen);
   chosen.exit_code = ExitCodeOf(chosen.status);
   return chosen;

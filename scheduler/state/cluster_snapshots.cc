@@ -1,10 +1,5 @@
-// ClusterState: from the snapshots in the ranks' arenas to a committed checkpoint. One is written
-// at a time; a second may wait, in the other buffer. A snapshot that fails is given up, never
-// waited for by training.
+// ClusterState: events of snapshots and commits, and what follows from them.
 #include <fmt/format.h>
-
-#include <algorithm>
-#include <utility>
 
 #include "scheduler/state/cluster_state.h"
 
@@ -14,195 +9,83 @@ absl::Status ClusterState::On(const SnapshotReported& event) {
   const absl::StatusOr<Job*> checked = CheckWorker(event.report.worker());
   if (!checked.ok()) return checked.status();
   Job* job = *checked;
-  Generation* live = job->live.get();
-  const uint64_t step = event.report.step();
-  if (live->lost_node || step <= live->control.aborted_snapshot_step()) {
-    return absl::AbortedError(fmt::format("the snapshot of step {} was given up", step));
-  }
-  if (event.report.buffer() > 1) return absl::InvalidArgumentError("a rank has buffers 0 and 1");
-  if (live->exit_code || step <= live->control.committed_step()) return absl::OkStatus();
-  Snapshot& snapshot = live->snapshots[step];
-  if (snapshot.phase != Snapshot::kCollecting) return absl::OkStatus();
-  if (!event.report.error().empty()) {
-    GiveUpSnapshot(job, step,
-                   fmt::format("rank {}: {}", event.report.worker().rank(), event.report.error()));
-    return absl::OkStatus();
-  }
-  snapshot.buffers[event.report.worker().rank()] = event.report.buffer();
-  if (snapshot.buffers.size() == live->ranks.size()) snapshot.phase = Snapshot::kQueued;
-  PumpSnapshots(job);
-  return absl::OkStatus();
+  if (job->live->exit_code) return absl::OkStatus();
+  return job->snapshots.Report(event.report, this);
 }
 
-absl::StatusOr<ClusterState::Snapshot*> ClusterState::FindSnapshot(const std::string& name,
-                                                                   uint64_t generation,
-                                                                   uint64_t step,
-                                                                   Snapshot::Phase phase) {
-  Job* job = FindJob(name);
-  if (job != nullptr && job->live != nullptr && job->live->number == generation) {
-    const auto found = job->live->snapshots.find(step);
-    if (found != job->live->snapshots.end() && found->second.phase == phase) return &found->second;
+absl::Status ClusterState::On(const CopiesReported& event) {
+  const absl::StatusOr<Node*> node = FindNode(event.agent, event.incarnation);
+  if (!node.ok()) return node.status();
+  Job* job = FindJob(event.report.job());
+  if (job == nullptr || job->ended()) {
+    return absl::FailedPreconditionError(
+        fmt::format("stale copies: job {} has ended", event.report.job()));
   }
-  return absl::FailedPreconditionError(
-      fmt::format("stale snapshot: step {} of generation {} of job {}", step, generation, name));
-}
-
-void ClusterState::PumpSnapshots(Job* job) {
-  for (auto& [step, snapshot] : job->live->snapshots) {
-    if (snapshot.phase > Snapshot::kQueued) return;
-  }
-  for (auto& [step, snapshot] : job->live->snapshots) {
-    if (snapshot.phase != Snapshot::kQueued) continue;
-    snapshot.phase = Snapshot::kStaging;
-    out_.actions.push_back(StageCheckpoint{job->name(), job->live->number, step, job->spec()});
-    return;
-  }
+  return job->snapshots.Copied(event.agent, event.report, this);
 }
 
 absl::Status ClusterState::On(const CheckpointStaged& event) {
-  const absl::StatusOr<Snapshot*> snapshot =
-      FindSnapshot(event.job, event.generation, event.step, Snapshot::kStaging);
-  if (!snapshot.ok()) {
+  Job* job = FindJob(event.job);
+  if (job == nullptr || job->ended()) {
     if (event.status.ok()) out_.actions.push_back(DiscardStaging{event.job, event.staging});
     return absl::OkStatus();
   }
-  Job* job = FindJob(event.job);
-  if (!event.status.ok()) {
-    GiveUpSnapshot(job, event.step, std::string(event.status.message()));
-    FinishIfClean(job);
-    return absl::OkStatus();
-  }
-  (*snapshot)->phase = Snapshot::kPersisting;
-  (*snapshot)->staging = event.staging;
-  (*snapshot)->since = now_;
-  SendPersist(job, event.step, **snapshot);
+  job->snapshots.Staged(event, this);
+  FinishIfClean(job);
   return absl::OkStatus();
-}
-
-void ClusterState::SendPersist(Job* job, uint64_t step, const Snapshot& snapshot) {
-  std::map<std::string, AgentCommand> commands;
-  for (const RankEntry& entry : job->live->table.ranks()) {
-    PersistSnapshot* persist = commands[entry.node()].mutable_persist();
-    persist->set_job(job->name());
-    persist->set_generation(job->live->number);
-    persist->set_step(step);
-    persist->set_staging(snapshot.staging);
-    RankArena* arena = persist->add_arenas();
-    arena->set_rank(entry.rank());
-    arena->set_path(fmt::format("{}.{}", entry.arena_path(), snapshot.buffers.at(entry.rank())));
-  }
-  for (auto& [agent, command] : commands) Send(agent, std::move(command));
 }
 
 absl::Status ClusterState::On(const ShardsReported& event) {
   const absl::StatusOr<Node*> node = FindNode(event.agent, event.incarnation);
   if (!node.ok()) return node.status();
-  const ShardsPersisted& report = event.report;
-  const absl::StatusOr<Snapshot*> found =
-      FindSnapshot(report.job(), report.generation(), report.step(), Snapshot::kPersisting);
-  if (!found.ok()) return found.status();
-  Snapshot* snapshot = *found;
-  Job* job = FindJob(report.job());
-  const RankTable& table = job->live->table;
-  if (report.staging() != snapshot->staging ||
-      report.rank() >= static_cast<uint32_t>(table.ranks_size()) ||
-      table.ranks(report.rank()).node() != event.agent) {
+  Job* job = FindJob(event.report.job());
+  if (job == nullptr || job->ended()) {
     return absl::FailedPreconditionError(
-        fmt::format("stale shards of rank {} from {}", report.rank(), event.agent));
+        fmt::format("stale shards: job {} has ended", event.report.job()));
   }
-  if (!report.error().empty()) {
-    GiveUpSnapshot(job, report.step(), fmt::format("rank {}: {}", report.rank(), report.error()));
-    FinishIfClean(job);
-    return absl::OkStatus();
-  }
-  snapshot->shards[report.rank()] = report;
-  if (snapshot->shards.size() < job->live->ranks.size()) return absl::OkStatus();
-  snapshot->phase = Snapshot::kCommitting;
-  CommitCheckpoint commit{job->name(),
-                          job->live->number,
-                          report.step(),
-                          snapshot->staging,
-                          job->spec(),
-                          job->live->layout,
-                          job->live->trajectory_changes,
-                          job->live->nodes,
-                          {}};
-  for (auto& [rank, shards] : snapshot->shards) commit.shards.push_back(std::move(shards));
-  out_.actions.push_back(std::move(commit));
-  return absl::OkStatus();
+  const absl::Status status = job->snapshots.Persisted(event.agent, event.report, this);
+  if (status.ok()) FinishIfClean(job);
+  return status;
 }
 
 absl::Status ClusterState::On(const CommitFinished& event) {
-  const absl::StatusOr<Snapshot*> snapshot =
-      FindSnapshot(event.job, event.generation, event.step, Snapshot::kCommitting);
-  if (!snapshot.ok()) return snapshot.status();
   Job* job = FindJob(event.job);
-  if (!event.status.ok()) {
-    GiveUpSnapshot(job, event.step, std::string(event.status.message()));
-    FinishIfClean(job);
-    return absl::OkStatus();
+  if (job == nullptr || job->ended()) {
+    return absl::FailedPreconditionError(fmt::format("stale commit of job {}", event.job));
   }
-  Generation* live = job->live.get();
-  live->snapshots.erase(event.step);
-  live->control.set_committed_step(event.step);
-  PushControlOf(job);
-  JobStatus* status = job->record.mutable_status();
-  status->set_committed_step(event.step);
-  status->set_committed_path(event.path);
-  Transition(job, status->state(), std::string(status->reason()));
-  Note(job, fmt::format("step {} is saved in {}", event.step, event.path));
-  PumpSnapshots(job);
+  const absl::StatusOr<bool> committed = job->snapshots.Committed(event, this);
+  if (!committed.ok()) return committed.status();
+  if (*committed) {
+    JobStatus* status = job->record.mutable_status();
+    status->set_committed_step(event.step);
+    status->set_committed_path(event.path);
+    status->set_committed_unix_ns(absl::ToUnixNanos(now_));
+    Transition(job, status->state(), std::string(status->reason()));
+    Note(job, fmt::format("step {} is saved in {}", event.step, event.path));
+  }
   FinishIfClean(job);
   return absl::OkStatus();
 }
 
-void ClusterState::GiveUpSnapshot(Job* job, uint64_t step, const std::string& why) {
-  Generation* live = job->live.get();
-  const auto found = live->snapshots.find(step);
-  if (!found->second.staging.empty()) {
-    out_.actions.push_back(DiscardStaging{job->name(), found->second.staging});
+void ClusterState::FollowSnapshots(Job* job) {
+  if (job->ended()) return;
+  const auto memory = job->snapshots.record();
+  const MemoryRecord& known = job->record.memory();
+  const bool changed = memory ? memory->step() != known.step() ||
+                                    memory->generation() != known.generation()
+                              : job->record.has_memory();
+  if (changed) {
+    job->record.clear_memory();
+    if (memory) *job->record.mutable_memory() = *memory;
+    job->record.mutable_status()->set_memory_step(memory ? memory->step() : 0);
+    Save(job);
   }
-  live->snapshots.erase(found);
-  live->control.set_aborted_snapshot_step(std::max(live->control.aborted_snapshot_step(), step));
+  if (job->live == nullptr) return;
+  Control control = job->live->control;
+  job->snapshots.FillControl(&control);
+  if (control.SerializeAsString() == job->live->control.SerializeAsString()) return;
+  job->live->control = std::move(control);
   PushControlOf(job);
-  Note(job, fmt::format("the checkpoint of step {} was given up: {}", step, why));
-  PumpSnapshots(job);
-}
-
-void ClusterState::GiveUpSnapshotsOf(Job* job, const std::string& agent, const std::string& why) {
-  std::vector<uint64_t> lost;
-  for (const auto& [step, snapshot] : job->live->snapshots) {
-    if (snapshot.phase == Snapshot::kCommitting) continue;
-    for (const RankEntry& entry : job->live->table.ranks()) {
-      if (entry.node() == agent && !snapshot.shards.contains(entry.rank())) {
-        lost.push_back(step);
-        break;
-      }
-    }
-  }
-  // Newest first, so that none of the lost is started in place of another.
-  for (auto step = lost.rbegin(); step != lost.rend(); ++step) GiveUpSnapshot(job, *step, why);
-}
-
-void ClusterState::GiveUpSlow(Job* job) {
-  std::vector<uint64_t> slow;
-  for (const auto& [step, snapshot] : job->live->snapshots) {
-    if (snapshot.phase == Snapshot::kPersisting &&
-        now_ > snapshot.since + options_.persist_timeout) {
-      slow.push_back(step);
-    }
-  }
-  for (const uint64_t step : slow) {
-    GiveUpSnapshot(job, step, "the agents took too long to write it");
-  }
-}
-
-void ClusterState::GiveUpUnfinished(Job* job, const std::string& why) {
-  std::vector<uint64_t> steps;
-  for (const auto& [step, snapshot] : job->live->snapshots) {
-    if (snapshot.phase == Snapshot::kCollecting) steps.push_back(step);
-  }
-  for (const uint64_t step : steps) GiveUpSnapshot(job, step, why);
 }
 
 }  // namespace moesaic

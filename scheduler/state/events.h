@@ -74,7 +74,6 @@ struct RestoreChosen {
   TrainingState state;   // of the checkpoint
   std::vector<std::string> trajectory_changes;
   std::vector<std::string> notes;  // for people: what was passed over, and why
-  std::string token;               // random, for the generation
 };
 // Answer to StageCheckpoint.
 struct CheckpointStaged {
@@ -114,18 +113,13 @@ struct CopiesReported {
   std::string incarnation;
   SnapshotReplicated report;
 };
-// A person wants a checkpoint of the step in progress.
-struct SnapshotRequested {
-  std::string job;
-};
 // Time has passed.
 struct Tick {};
 
 using Event = std::variant<JobSubmitted, StopRequested, AgentJoined, AgentRenewed, AgentLost,
                            GenerationEnd, ShardsReported, RankTableAsked, RankReady, StepReported,
                            SnapshotReported, RestoreChosen, CheckpointStaged, CommitFinished,
-                           ResizeRequested, NodeChangeRequested, AgentPreempted, CopiesReported,
-                           SnapshotRequested, Tick>;
+                           ResizeRequested, NodeChangeRequested, AgentPreempted, CopiesReported, Tick>;
 
 // ---- Actions.
 // ------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ inline JobSpec SmallJob(const std::string& name, uint32_t min_nodes, uint32_t ma
   spec.mutable_elastic()->mutable_nodes()->set_min(min_nodes);
   spec.mutable_elastic()->mutable_nodes()->set_max(max_nodes);
   spec.mutable_elastic()->set_slots_per_node(slots);
+  spec.mutable_checkpoint()->set_every_steps(1);  // every snapshot goes to disk
   ApplyDefaults(&spec);
   return spec;
 }
@@ -40,6 +41,8 @@ struct ClusterFixture {
   ClusterOptions options;
   absl::Time now = absl::FromUnixSeconds(1000);
   std::map<std::string, JobRecord> durable;  // what a crash would leave
+  std::map<std::string, NodeRecord> durable_nodes;
+  std::map<std::pair<std::string, uint64_t>, std::string> tokens;  // of generations
   ClusterState state{options, {}, now};
   Outcome last;
 
@@ -50,6 +53,13 @@ struct ClusterFixture {
   absl::Status Do(const Event& event) {
     last = state.Handle(event, now);
     for (const JobRecord& record : last.records) durable[record.status().job()] = record;
+    for (const NodeRecord& record : last.node_records) durable_nodes[record.node()] = record;
+    for (const Action& action : last.actions) {
+      const SendToAgent* send = std::get_if<SendToAgent>(&action);
+      if (send == nullptr || !send->command.has_start()) continue;
+      const auto& start = send->command.start();
+      tokens[{start.job(), start.generation()}] = start.token();
+    }
     actions.insert(actions.end(), last.actions.begin(), last.actions.end());
     return last.status;
   }
@@ -108,6 +118,15 @@ struct ClusterFixture {
     return commands;
   }
 
+  AgentCommand NewestCommand(const std::string& agent, AgentCommand::KindCase kind) const {
+    const std::vector<AgentCommand> commands = CommandsTo(agent);
+    for (auto it = commands.rbegin(); it != commands.rend(); ++it) {
+      if (it->kind_case() == kind) return *it;
+    }
+    ADD_FAILURE() << "no such command to " << agent;
+    return {};
+  }
+
   const JobStatus& Status(const std::string& job) const { return *state.status(job); }
 
   absl::Status Restore(const std::string& job, uint64_t step = 0) {
@@ -117,7 +136,6 @@ struct ClusterFixture {
     chosen.attempt = asked.attempt;
     chosen.state.set_step(step);
     if (step > 0) chosen.path = "checkpoints/step-" + std::to_string(step);
-    chosen.token = "token-" + std::to_string(Status(job).generation() + 1);
     return Do(chosen);
   }
   WorkerIdentity Worker(const std::string& job, uint32_t rank) const {
@@ -126,7 +144,8 @@ struct ClusterFixture {
     worker.set_generation(Status(job).generation());
     worker.set_incarnation("w" + std::to_string(rank));
     worker.set_rank(rank);
-    worker.set_token("token-" + std::to_string(worker.generation()));
+    const auto token = tokens.find({job, worker.generation()});
+    if (token != tokens.end()) worker.set_token(token->second);
     return worker;
   }
   absl::Status Ready(const std::string& job, uint32_t rank, const std::string& binary = "b") {

@@ -137,9 +137,9 @@ TEST(ClusterState, SecondSnapshotWaitsForTheFirst) {
   EXPECT_TRUE(c.Committed().ok());
   EXPECT_EQ(c.Count<StageCheckpoint>(), 2);
   EXPECT_TRUE(c.Staged().ok());
-  const PersistSnapshot persist = c.CommandsTo("n1").back().persist();
+  const PersistSnapshot persist = c.NewestCommand("n1", AgentCommand::kPersist).persist();
   EXPECT_EQ(persist.step(), 20u);
-  EXPECT_EQ(persist.arenas(0).path(), "/dev/shm/n1/a/r0.1");
+  EXPECT_EQ(persist.arenas(0).path(), "/dev/shm/n1/a/g1-r0.1");
 }
 
 TEST(ClusterState, GracefulStopSavesAndCancels) {
@@ -207,6 +207,8 @@ TEST(ClusterState, LostNodeRestartsOnTheOthers) {
   EXPECT_EQ(c.Status("a").state(), ABORTING);
   EXPECT_TRUE(c.CommandsTo("n2").back().has_kill());
   EXPECT_TRUE(c.End("a", "n2", 0).ok());
+  EXPECT_EQ(c.Status("a").state(), WAITING) << "the node may be back at once";
+  c.Live(absl::Milliseconds(200));
   EXPECT_TRUE(c.Restore("a").ok());
   EXPECT_EQ(c.Status("a").ranks(), 2u);
   EXPECT_EQ(c.state.rank_table("a")->ranks(0).node(), "n2");
@@ -319,12 +321,29 @@ TEST(ClusterState, SomeExitCodesAreNotRetried) {
   }
 }
 
-TEST(ClusterState, CorruptCheckpointIsExit8AndNamed) {
+TEST(ClusterState, CorruptCheckpointIsReadWholeAndAnOlderOneTaken) {
   ClusterFixture c;
   ASSERT_TRUE(c.Join("n1", 2).ok());
   ASSERT_TRUE(c.Do(JobSubmitted{SmallJob("a", 1, 1, 2), "auto"}).ok());
   ASSERT_TRUE(c.Restore("a", 40).ok());
+  EXPECT_FALSE(c.Newest<ChooseRestore>().verify_content);
   EXPECT_TRUE(c.End("a", "n1", kJobBadCheckpoint, "rank 1: MASTER/head: checksum").ok());
+  ASSERT_EQ(c.Status("a").state(), PLANNING);
+  EXPECT_TRUE(c.Newest<ChooseRestore>().verify_content);
+  ASSERT_TRUE(c.Restore("a", 20).ok());
+  c.AllReady("a");
+  EXPECT_EQ(c.Status("a").committed_step(), 20u);
+  EXPECT_EQ(c.Status("a").state(), RUNNING);
+}
+
+TEST(ClusterState, CheckpointThatIsCorruptAfterItWasReadWholeIsExit8AndNamed) {
+  ClusterFixture c;
+  ASSERT_TRUE(c.Join("n1", 2).ok());
+  ASSERT_TRUE(c.Do(JobSubmitted{SmallJob("a", 1, 1, 2), "auto"}).ok());
+  for (int time = 1; time <= 2; ++time) {
+    ASSERT_TRUE(c.Restore("a", 40).ok());
+    EXPECT_TRUE(c.End("a", "n1", kJobBadCheckpoint, "rank 1: MASTER/head: checksum").ok());
+  }
   EXPECT_EQ(c.Status("a").exit_code(), kJobBadCheckpoint);
   EXPECT_THAT(c.Status("a").reason(), HasSubstr("checkpoints/step-40"));
 }
