@@ -144,7 +144,9 @@ void ClusterState::DropNode(const std::string& agent, const std::string& reason)
     Note(job, fmt::format("node {} was lost: {}", agent, reason));
     job->snapshots.Lose(agent, this);
     if (job->live == nullptr || !job->live->has(agent)) continue;
-    if (job->live->unclean.erase(agent) > 0) {
+    job->live->awaited.erase(agent);
+    const bool went_on = !job->live->killing && !job->live->exit_code;
+    if (job->live->unclean.erase(agent) > 0 || went_on) {
       Cause cause{.text = fmt::format("node {} was lost: {}", agent, reason), .planned = left};
       if (!left) cause.blamed = {agent};
       EndLive(job, std::move(cause), true);

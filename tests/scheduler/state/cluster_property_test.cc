@@ -80,7 +80,7 @@ class History {
     if (c_.incarnations.size() >= spec_.elastic().nodes().min()) return;
     const JobStatus& status = c_.Status("a");
     if (status.reason().find("to come back") != std::string::npos) return;  // to be adopted
-    EXPECT_NE(status.state(), RUNNING);
+    EXPECT_NE(status.state(), RUNNING) << status.DebugString();
     EXPECT_NE(status.state(), STARTING);
     if (status.state() == WAITING) {
       EXPECT_FALSE(status.reason().empty());
