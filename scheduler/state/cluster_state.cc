@@ -18,7 +18,6 @@ ClusterState::ClusterState(ClusterOptions options, const std::vector<JobRecord>&
     auto owned = std::make_unique<Job>(record.spec(), options_.persist_timeout);
     Job* job = owned.get();
     job->record = record;
-    job->sequence = record.sequence();
     next_order_ = std::max(next_order_, record.order() + 1);
     jobs_[record.status().job()] = std::move(owned);
     if (!job->ended()) Recall(job);
@@ -88,7 +87,6 @@ absl::Status ClusterState::On(const JobSubmitted& event) {
   auto job = std::make_unique<Job>(event.spec, options_.persist_timeout);
   // Numbers of generations go on where an earlier job of this name left them.
   const uint64_t generation = old == nullptr ? 0 : old->record.status().generation();
-  job->sequence = old == nullptr ? 0 : old->sequence;
   job->record.set_order(next_order_++);
   *job->record.mutable_spec() = event.spec;
   job->record.set_resume(event.resume.empty() ? "auto" : event.resume);
@@ -217,7 +215,6 @@ void ClusterState::Note(Job* job, const std::string& text) {
 }
 
 void ClusterState::Publish(Job* job, JobEvent event) {
-  event.set_sequence(++job->sequence);
   event.set_unix_ns(absl::ToUnixNanos(now_));
   out_.actions.push_back(PublishEvent{job->name(), std::move(event)});
 }
@@ -228,7 +225,6 @@ void ClusterState::Save(Job* job) {
   } else {
     job->record.clear_live();
   }
-  job->record.set_sequence(job->sequence);
   std::erase_if(out_.records,
                 [&](const JobRecord& record) { return record.status().job() == job->name(); });
   out_.records.push_back(job->record);

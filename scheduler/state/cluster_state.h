@@ -165,7 +165,6 @@ class ClusterState final : private SnapshotEdge {
     absl::Time reconsider = absl::InfiniteFuture();  // whether other nodes would do better
     double trained_seconds = 0;                      // of the steps reported, for the mean rate
     double trained_tokens = 0;
-    uint64_t sequence = 0;
 
     const std::string& name() const { return record.status().job(); }
     JobState state() const { return record.status().state(); }

@@ -147,9 +147,8 @@ std::string ClusterState::DebugString() const {
   }
   for (const auto& [name, job] : jobs_) {
     text += job->record.DebugString() + job->snapshots.DebugString();
-    text += fmt::format("attempt {} verify {} {} reconsider {} sequence {}\n", job->attempt,
-                        job->verify_content, job->verified, absl::ToUnixNanos(job->reconsider),
-                        job->sequence);
+    text += fmt::format("attempt {} verify {} {} reconsider {}\n", job->attempt,
+                        job->verify_content, job->verified, absl::ToUnixNanos(job->reconsider));
     if (job->live == nullptr) continue;
     const Generation& live = *job->live;
     text += live.record.DebugString() + live.control.DebugString();
