@@ -11,6 +11,7 @@
 #include "base/mutex.h"
 #include "launcher/agent/agent_folder.h"
 #include "launcher/agent/agent_snapshots.h"
+#include "launcher/agent/command_check.h"
 #include "launcher/agent/coordinator_session.h"
 #include "launcher/agent/generation_runner.h"
 #include "launcher/agent/host_network.h"
@@ -137,6 +138,10 @@ class RunningAgent : public Agent, private SessionOwner {
   }
 
   void Obey(const AgentCommand& command) override {
+    if (const absl::Status status = CheckCommand(command, folder_->path()); !status.ok()) {
+      LogError("a command of the coordinator is refused: {}", std::string(status.message()));
+      return;
+    }
     switch (command.kind_case()) {
       case AgentCommand::kStart:
         LogLine(options_.news, fmt::format("generation {} of job {} starts", command.start().generation(),

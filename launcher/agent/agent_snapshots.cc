@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "launcher/agent/command_check.h"
 #include "trainer/checkpoint/format/shard_files.h"
 
 namespace moesaic {
@@ -97,12 +98,10 @@ ShardsPersisted AgentSnapshots::PersistRank(const PersistSnapshot& persist,
 
 absl::StatusOr<ShardsPersisted> AgentSnapshots::WriteRank(const PersistSnapshot& persist,
                                                           const RankArena& arena) const {
-  if (arena.path().rfind(folder_->path() + "/", 0) != 0 ||
-      arena.path().find("/../") != std::string::npos) {
-    return absl::InvalidArgumentError(
-        fmt::format("{} is not in this agent's folder {}", arena.path(), folder_->path()));
-  }
-  const auto reader = SnapshotReader::Open(arena.path());
+  const absl::StatusOr<std::string> below =
+      ArenaBelow(folder_->path(), persist.job(), arena.path());
+  if (!below.ok()) return below.status();
+  const auto reader = SnapshotReader::OpenBelow(folder_->path(), *below);
   if (!reader.ok()) return reader.status();
   const SnapshotIndex& index = (*reader)->index();
   if (index.job() != persist.job() || index.generation() != persist.generation() ||

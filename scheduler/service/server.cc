@@ -14,27 +14,28 @@
 #include "scheduler/client/channel.h"
 #include "scheduler/service/event_stream.h"
 #include "scheduler/service/log_reader.h"
+#include "scheduler/service/submission.h"
 
 namespace moesaic {
 namespace {
 
-// A peer that does not read for so long that this much is queued is cut off.
-constexpr size_t kMaxQueuedMessages = 20000;
-
 // The writing half of a stream: one write at a time, from a queue. gRPC may call back from within a
 // call to it, so none is made under the lock. Outlives its reactor, which Detach-es when it is
-// done.
+// done. A peer that reads so slowly that more than the limits is queued is cut off.
 template <typename Reactor, typename Message>
 class StreamOutbox : public Outbox<Message> {
  public:
-  explicit StreamOutbox(Reactor* reactor) : reactor_(reactor) {}
+  StreamOutbox(Reactor* reactor, const QueueLimits& limits) : limits_(limits), reactor_(reactor) {}
 
   void Push(Message message) override {
     MutexLock lock(&mutex_);
     if (closing_) return;
+    queued_bytes_ += message.ByteSizeLong();
     queue_.push_back(std::move(message));
-    if (queue_.size() > kMaxQueuedMessages)
-      CloseLocked(absl::ResourceExhaustedError("slow reader"));
+    if (queue_.size() <= limits_.messages && queued_bytes_ <= limits_.bytes) return;
+    DropQueue();
+    too_slow_ = true;
+    CloseLocked(absl::ResourceExhaustedError("it reads too slowly"));
   }
   void Close(absl::Status status) override {
     MutexLock lock(&mutex_);
@@ -43,12 +44,19 @@ class StreamOutbox : public Outbox<Message> {
   void Pump() override {
     Reactor* reactor = nullptr;
     bool finish = false;
+    bool cancel = false;
     {
       MutexLock lock(&mutex_);
-      if (reactor_ == nullptr || writing_ || finished_) return;
-      if (!queue_.empty()) {
+      if (reactor_ == nullptr || finished_ || cancelling_) return;
+      if (writing_) {
+        if (!too_slow_) return;
+        // What is being written may never be read; the reactor stays until cancelling_ is false.
+        too_slow_ = false;
+        cancel = cancelling_ = true;
+      } else if (!queue_.empty()) {
         current_ = std::move(queue_.front());
         queue_.pop_front();
+        queued_bytes_ -= current_.ByteSizeLong();
         writing_ = true;
       } else if (closing_) {
         finished_ = finish = true;
@@ -57,7 +65,14 @@ class StreamOutbox : public Outbox<Message> {
       }
       reactor = reactor_;
     }
-    if (finish) {
+    if (cancel) {
+      reactor->Cancel();
+      {
+        MutexLock lock(&mutex_);
+        cancelling_ = false;
+      }
+      Pump();
+    } else if (finish) {
       reactor->Finish(ToGrpc(*closing_));
     } else {
       reactor->StartWrite(&current_);
@@ -68,7 +83,7 @@ class StreamOutbox : public Outbox<Message> {
       MutexLock lock(&mutex_);
       writing_ = false;
       if (!ok) {
-        queue_.clear();
+        DropQueue();
         CloseLocked(absl::UnavailableError("the stream broke"));
       }
     }
@@ -77,17 +92,25 @@ class StreamOutbox : public Outbox<Message> {
   void Detach() {
     MutexLock lock(&mutex_);
     reactor_ = nullptr;
-    queue_.clear();
+    DropQueue();
   }
 
  private:
   void CloseLocked(absl::Status status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     if (!closing_) closing_ = std::move(status);
   }
+  void DropQueue() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    queue_.clear();
+    queued_bytes_ = 0;
+  }
 
+  const QueueLimits limits_;
   Mutex mutex_;
   Reactor* reactor_ ABSL_GUARDED_BY(mutex_);
   std::deque<Message> queue_ ABSL_GUARDED_BY(mutex_);
+  size_t queued_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool too_slow_ ABSL_GUARDED_BY(mutex_) = false;
+  bool cancelling_ ABSL_GUARDED_BY(mutex_) = false;
   Message current_;  // while writing_
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;
@@ -96,10 +119,11 @@ class StreamOutbox : public Outbox<Message> {
 
 class AgentReactor : public grpc::ServerBidiReactor<AgentMessage, AgentCommand> {
  public:
-  AgentReactor(CoordinatorCore* core, std::shared_ptr<const grpc::AuthContext> peer)
+  AgentReactor(CoordinatorCore* core, grpc::CallbackServerContext* context,
+               const QueueLimits& limits)
       : core_(core),
-        peer_(std::move(peer)),
-        outbox_(std::make_shared<StreamOutbox<AgentReactor, AgentCommand>>(this)) {
+        context_(context),
+        outbox_(std::make_shared<StreamOutbox<AgentReactor, AgentCommand>>(this, limits)) {
     StartRead(&message_);
   }
   void OnReadDone(bool ok) override {
@@ -115,6 +139,7 @@ class AgentReactor : public grpc::ServerBidiReactor<AgentMessage, AgentCommand> 
     }
   }
   void OnWriteDone(bool ok) override { outbox_->OnWritten(ok); }
+  void Cancel() { context_->TryCancel(); }
   void OnDone() override {
     outbox_->Detach();
     delete this;
@@ -127,7 +152,7 @@ class AgentReactor : public grpc::ServerBidiReactor<AgentMessage, AgentCommand> 
         return absl::InvalidArgumentError("the first message of an agent is its registration");
       }
       absl::Status named = CheckName("node", message_.agent());
-      if (named.ok()) named = CheckNode(*peer_, message_.agent());
+      if (named.ok()) named = CheckNode(*context_->auth_context(), message_.agent());
       if (!named.ok()) return named;
       agent_ = message_.agent();
       incarnation_ = message_.incarnation();
@@ -164,7 +189,7 @@ class AgentReactor : public grpc::ServerBidiReactor<AgentMessage, AgentCommand> 
   }
 
   CoordinatorCore* const core_;
-  const std::shared_ptr<const grpc::AuthContext> peer_;
+  grpc::CallbackServerContext* const context_;
   const std::shared_ptr<StreamOutbox<AgentReactor, AgentCommand>> outbox_;
   AgentMessage message_;
   bool registered_ = false;
@@ -174,8 +199,11 @@ class AgentReactor : public grpc::ServerBidiReactor<AgentMessage, AgentCommand> 
 
 class ProgressReactor : public grpc::ServerBidiReactor<StepReport, Control> {
  public:
-  explicit ProgressReactor(CoordinatorCore* core)
-      : core_(core), outbox_(std::make_shared<StreamOutbox<ProgressReactor, Control>>(this)) {
+  ProgressReactor(CoordinatorCore* core, grpc::CallbackServerContext* context,
+                  const QueueLimits& limits)
+      : core_(core),
+        context_(context),
+        outbox_(std::make_shared<StreamOutbox<ProgressReactor, Control>>(this, limits)) {
     StartRead(&report_);
   }
   void OnReadDone(bool ok) override {
@@ -193,6 +221,7 @@ class ProgressReactor : public grpc::ServerBidiReactor<StepReport, Control> {
     }
   }
   void OnWriteDone(bool ok) override { outbox_->OnWritten(ok); }
+  void Cancel() { context_->TryCancel(); }
   void OnDone() override {
     core_->CloseProgress(outbox_.get());
     outbox_->Detach();
@@ -201,6 +230,7 @@ class ProgressReactor : public grpc::ServerBidiReactor<StepReport, Control> {
 
  private:
   CoordinatorCore* const core_;
+  grpc::CallbackServerContext* const context_;
   const std::shared_ptr<StreamOutbox<ProgressReactor, Control>> outbox_;
   StepReport report_;
   bool opened_ = false;
@@ -208,8 +238,8 @@ class ProgressReactor : public grpc::ServerBidiReactor<StepReport, Control> {
 
 class Service : public Coordinator::CallbackService {
  public:
-  Service(CoordinatorCore* core, Security security)
-      : core_(core), security_(security), log_reader_(core) {}
+  Service(CoordinatorCore* core, Security security, const QueueLimits& limits)
+      : core_(core), security_(security), limits_(limits), log_reader_(core) {}
 
   // Ends the streams that only this side would end.
   void Shutdown() { log_reader_.Shutdown(); }
@@ -218,6 +248,8 @@ class Service : public Coordinator::CallbackService {
   grpc::ServerUnaryReactor* SubmitJob(grpc::CallbackServerContext* context,
                                       const SubmitJobRequest* request,
                                       SubmitJobReply* reply) override {
+    const absl::Status valid = CheckSubmission(*request);
+    if (!valid.ok()) return Answer(context, valid);
     reply->set_job(request->spec().name());
     return Answer(context, core_->Handle(JobSubmitted{request->spec(), request->resume()}));
   }
@@ -271,10 +303,11 @@ class Service : public Coordinator::CallbackService {
   }
   grpc::ServerBidiReactor<AgentMessage, AgentCommand>* AgentSession(
       grpc::CallbackServerContext* context) override {
-    return new AgentReactor(core_, context->auth_context());
+    return new AgentReactor(core_, context, limits_);
   }
-  grpc::ServerBidiReactor<StepReport, Control>* Progress(grpc::CallbackServerContext*) override {
-    return new ProgressReactor(core_);
+  grpc::ServerBidiReactor<StepReport, Control>* Progress(
+      grpc::CallbackServerContext* context) override {
+    return new ProgressReactor(core_, context, limits_);
   }
   grpc::ServerWriteReactor<JobEvent>* WatchJob(grpc::CallbackServerContext*,
                                                const WatchJobRequest* request) override {
@@ -297,6 +330,7 @@ class Service : public Coordinator::CallbackService {
 
   CoordinatorCore* const core_;
   const Security security_;
+  const QueueLimits limits_;
   LogReader log_reader_;
 };
 
@@ -307,8 +341,8 @@ Security SecurityOf(const ServerOptions& options) {
 
 class RunningServer : public CoordinatorServer {
  public:
-  RunningServer(CoordinatorCore* core, Security security)
-      : core_(core), service_(core, security) {}
+  RunningServer(CoordinatorCore* core, Security security, const QueueLimits& limits)
+      : core_(core), service_(core, security, limits) {}
   ~RunningServer() override {
     core_->Shutdown();
     service_.Shutdown();
@@ -345,7 +379,7 @@ absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(
   const absl::Status allowed =
       CheckPlainText(options.listen, options.tls.has_value(), options.insecure);
   if (!allowed.ok()) return allowed;
-  auto server = std::make_unique<RunningServer>(core, security);
+  auto server = std::make_unique<RunningServer>(core, security, options.queue_limits);
   if (const absl::Status status = server->Listen(options); !status.ok()) return status;
   if (security == SECURITY_NONE) {
     LogWarning("INSECURE: {} takes plain text from anyone who reaches it", server->address());

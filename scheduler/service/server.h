@@ -11,12 +11,19 @@
 
 namespace moesaic {
 
+// What may wait for a peer to read it.
+struct QueueLimits {
+  size_t messages = 20000;
+  size_t bytes = 64 << 20;
+};
+
 struct ServerOptions {
   std::string listen = "127.0.0.1:0";  // port 0: any that is free
   std::optional<TlsIdentity> tls;
   // Plain text off loopback: whoever reaches the port may submit jobs, that is, run programs. It is
   // logged and shown in the status of every job.
   bool insecure = false;
+  QueueLimits queue_limits;  // of each stream
 };
 
 class CoordinatorServer {

@@ -13,7 +13,9 @@
 #include "scheduler/certs/certificate.h"
 #include "scheduler/client/channel.h"
 #include "scheduler/service/server.h"
+#include "scheduler/service/submission.h"
 #include "tests/scheduler/certs/test_certificates.h"
+#include "tests/scheduler/state/cluster_fixture.h"
 
 namespace moesaic {
 namespace {
@@ -30,6 +32,7 @@ class SecurityTest : public ::testing::Test {
     dir_ = mkdtemp(pattern.data());
     CoordinatorOptions options;
     options.store_path = dir_ + "/coordinator.sqlite";
+    options.cluster.join_wait = absl::ZeroDuration();
     auto core = CoordinatorCore::Open(options);
     ASSERT_TRUE(core.ok()) << core.status();
     core_ = *std::move(core);
@@ -43,6 +46,7 @@ class SecurityTest : public ::testing::Test {
   void StartServer(std::optional<TlsIdentity> tls) {
     ServerOptions options;
     options.tls = std::move(tls);
+    options.queue_limits = limits_;
     auto server = CoordinatorServer::Start(core_.get(), options);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
@@ -58,7 +62,27 @@ class SecurityTest : public ::testing::Test {
     return FromGrpc(Coordinator::NewStub(Channel(tls))->GetJob(&context, JobRef(), &status));
   }
 
+  JobSpec Spec(const std::string& name) const {
+    JobSpec spec = SmallJob(name, 1, 1, 1);
+    spec.mutable_checkpoint()->set_dir(dir_ + "/checkpoints");
+    spec.mutable_run()->set_dir(dir_);
+    return spec;
+  }
+  absl::Status Submit(const SubmitJobRequest& request) const {
+    grpc::ClientContext context;
+    SetDeadline(&context, kDeadline);
+    SubmitJobReply reply;
+    const auto stub = Coordinator::NewStub(Channel(certificates_.Of(ROLE_CLI)));
+    return FromGrpc(stub->SubmitJob(&context, request, &reply));
+  }
+  absl::Status Submit(const std::string& name) const {
+    SubmitJobRequest request;
+    *request.mutable_spec() = Spec(name);
+    return Submit(request);
+  }
+
   std::string dir_;
+  QueueLimits limits_;
   TestCertificates certificates_;
   std::unique_ptr<CoordinatorCore> core_;
   std::unique_ptr<CoordinatorServer> server_;
@@ -230,6 +254,136 @@ TEST_F(SecurityTest, TlsServesAllAddresses) {
   ASSERT_TRUE(server.ok()) << server.status();
   server_ = *std::move(server);
   EXPECT_TRUE(absl::IsNotFound(Ask(certificates_.Of(ROLE_CLI))));
+}
+
+// ---- Limits.
+
+TEST_F(SecurityTest, OversizedMessagesAreRefused) {
+  SubmitJobRequest request;
+  *request.mutable_spec() = Spec("a");
+  request.mutable_spec()->mutable_data()->mutable_tokenizer()->assign(kMaxMessageBytes, 'x');
+  // By this end, by an end that does not care, and, below the limit of messages, by that of jobs.
+  EXPECT_TRUE(absl::IsResourceExhausted(Submit(request)));
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxSendMessageSize(-1);
+  arguments.SetSslTargetNameOverride(ServerName(ROLE_COORDINATOR));
+  const auto stub = Coordinator::NewStub(grpc::CreateCustomChannel(
+      server_->address(), ClientCredentials(certificates_.Of(ROLE_CLI)), arguments));
+  grpc::ClientContext context;
+  SetDeadline(&context, kDeadline);
+  SubmitJobReply reply;
+  EXPECT_EQ(stub->SubmitJob(&context, request, &reply).error_code(),
+            grpc::StatusCode::RESOURCE_EXHAUSTED);
+  request.mutable_spec()->mutable_data()->mutable_tokenizer()->resize(kMaxSpecBytes);
+  EXPECT_TRUE(absl::IsInvalidArgument(Submit(request)));
+  EXPECT_TRUE(absl::IsNotFound(core_->GetJob("a").status()));
+}
+
+TEST_F(SecurityTest, JobsThatAreNotValidAreRefused) {
+  for (const char* name : {"", "..", "../a", "/a", "a/b", "a..b", "A", "a\x1b[2J"}) {
+    const absl::Status status = Submit(name);
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << name;
+    EXPECT_THAT(std::string(status.message()), ::testing::Not(HasSubstr("\x1b")));
+  }
+  SubmitJobRequest request;
+  *request.mutable_spec() = Spec("a");
+  request.set_resume("../../step");
+  EXPECT_TRUE(absl::IsInvalidArgument(Submit(request)));
+  request.set_resume("auto");
+  request.mutable_spec()->mutable_train()->set_micro_batch(0);
+  EXPECT_TRUE(absl::IsInvalidArgument(Submit(request)));
+  EXPECT_TRUE(Submit("a").ok());
+}
+
+class SlowReaderTest : public SecurityTest {
+ protected:
+  // An agent that registers, and then reads no more.
+  void RunSlowAgent() {
+    const auto stub = Coordinator::NewStub(Channel(certificates_.Of(ROLE_AGENT)));
+    grpc::ClientContext context;
+    SetDeadline(&context, absl::Seconds(30));
+    const auto session = stub->AgentSession(&context);
+    AgentMessage message;
+    message.set_agent("n1");
+    message.set_incarnation("i");
+    message.mutable_registration()->set_slots(1);
+    message.mutable_registration()->set_cores(1);
+    message.mutable_registration()->set_host("localhost");
+    message.mutable_registration()->set_arena_dir(dir_);
+    ASSERT_TRUE(session->Write(message));
+    const std::string job(63, 'j');
+    AgentCommand command;
+    ASSERT_TRUE(session->Read(&command));
+    ASSERT_TRUE(Submit(job).ok());
+    ASSERT_TRUE(session->Read(&command));
+    ASSERT_TRUE(command.has_start());
+    // More than the windows of the connection hold: each asks to kill the generation once more. The
+    // job goes on only when its node is lost.
+    for (int i = 0; i < 200'000 && core_->GetJob(job)->state() != CANCELLED; ++i) {
+      ASSERT_TRUE(core_->Handle(StopRequested{job, true}).ok());
+    }
+    EXPECT_EQ(core_->GetJob(job)->state(), CANCELLED);
+    while (session->Read(&command)) {
+    }
+    EXPECT_FALSE(session->Finish().ok());
+  }
+};
+
+struct FewMessages : SlowReaderTest {
+  FewMessages() { limits_.messages = 1000; }
+};
+TEST_F(FewMessages, SlowReaderIsCutOff) { RunSlowAgent(); }
+
+struct FewBytes : SlowReaderTest {
+  FewBytes() { limits_.bytes = 100'000; }
+};
+TEST_F(FewBytes, SlowReaderIsCutOff) { RunSlowAgent(); }
+
+// ---- Tokens.
+
+TEST(Tokens, ReplayedTokensOfAnOldGenerationAreRefused) {
+  ClusterFixture cluster;
+  ASSERT_TRUE(cluster.Join("n1", 1).ok());
+  ASSERT_TRUE(cluster.Do(JobSubmitted{SmallJob("a", 1, 1, 1), "auto"}).ok());
+  cluster.Live(absl::Seconds(5));
+  ASSERT_TRUE(cluster.Restore("a").ok());
+  const WorkerIdentity old = cluster.Worker("a", 0);
+  cluster.AllReady("a");
+  ASSERT_TRUE(cluster.End("a", "n1", 137).ok());
+  cluster.Live(absl::Minutes(2));
+  ASSERT_TRUE(cluster.Restore("a").ok());
+  const WorkerIdentity now = cluster.Worker("a", 0);
+  ASSERT_EQ(now.generation(), old.generation() + 1);
+  EXPECT_TRUE(absl::IsFailedPrecondition(cluster.Do(RankTableAsked{old})));
+  WorkerIdentity replayed = now;
+  replayed.set_token(old.token());
+  EXPECT_TRUE(absl::IsPermissionDenied(cluster.Do(RankTableAsked{replayed})));
+  for (const std::string& token : {std::string(), now.token() + "x", now.token().substr(1)}) {
+    replayed.set_token(token);
+    EXPECT_TRUE(absl::IsPermissionDenied(cluster.Do(RankTableAsked{replayed}))) << token;
+  }
+  EXPECT_TRUE(cluster.Do(RankTableAsked{now}).ok());
+}
+
+TEST(Tokens, AreToldToAgentsOnly) {
+  ClusterFixture cluster;
+  ASSERT_TRUE(cluster.Join("n1", 1).ok());
+  ASSERT_TRUE(cluster.Do(JobSubmitted{SmallJob("a", 1, 1, 1), "auto"}).ok());
+  cluster.Live(absl::Seconds(5));
+  ASSERT_TRUE(cluster.Restore("a").ok());
+  cluster.AllReady("a");
+  const std::string token = cluster.Worker("a", 0).token();
+  EXPECT_THAT(cluster.Status("a").SerializeAsString(), ::testing::Not(HasSubstr(token)));
+  EXPECT_THAT(cluster.state.rank_table("a")->SerializeAsString(), ::testing::Not(HasSubstr(token)));
+  bool told = false;
+  for (const Action& action : cluster.actions) {
+    if (const auto* publish = std::get_if<PublishEvent>(&action)) {
+      EXPECT_THAT(publish->event.SerializeAsString(), ::testing::Not(HasSubstr(token)));
+    } else if (const auto* send = std::get_if<SendToAgent>(&action)) {
+      told |= send->command.start().token() == token;
+    }
+  }
+  EXPECT_TRUE(told);
 }
 
 TEST(IsLoopback, TakesOnlyThisMachine) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/confined_file.h"
 #include "trainer/checkpoint/format/box.h"
 #include "trainer/checkpoint/format/checksum.h"
 #include "trainer/checkpoint/format/manifest.h"
@@ -241,12 +242,21 @@ absl::StatusOr<std::unique_ptr<SnapshotWriter>> SnapshotWriter::Create(const std
 }
 
 absl::StatusOr<std::unique_ptr<SnapshotReader>> SnapshotReader::Open(const std::string& path) {
-  Descriptor fd(open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
-  if (fd.get() < 0) return SystemError("open snapshot", path, errno);
+  const size_t slash = path.rfind('/');
+  if (slash == std::string::npos) return OpenBelow(".", path);
+  return OpenBelow(slash == 0 ? "/" : path.substr(0, slash), path.substr(slash + 1));
+}
+
+absl::StatusOr<std::unique_ptr<SnapshotReader>> SnapshotReader::OpenBelow(const std::string& root,
+                                                                          const std::string& file) {
+  const absl::StatusOr<int> opened = OpenConfined(root, file);
+  if (!opened.ok()) return opened.status();
+  const Descriptor fd(*opened);
+  const std::string path = absl::StrCat(root, "/", file);
   struct stat info {};
   if (fstat(fd.get(), &info) != 0) return SystemError("stat", path, errno);
-  if (!S_ISREG(info.st_mode) || info.st_size < static_cast<off_t>(sizeof(ArenaHeader))) {
-    return absl::DataLossError(absl::StrCat("snapshot ", path, ": it is too short or no file"));
+  if (info.st_size < static_cast<off_t>(sizeof(ArenaHeader))) {
+    return absl::DataLossError(absl::StrCat("snapshot ", path, ": it is too short"));
   }
   absl::StatusOr<Mapping> mapping =
       Mapping::Of(fd.get(), path, static_cast<uint64_t>(info.st_size), PROT_READ);

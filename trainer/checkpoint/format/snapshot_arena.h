@@ -38,6 +38,10 @@ class SnapshotReader {
  public:
   // DataLoss when the file is torn, incomplete or inconsistent; every size is checked.
   static absl::StatusOr<std::unique_ptr<SnapshotReader>> Open(const std::string& path);
+  // `file` came from elsewhere: it must lie below `root`, and no link leads to it
+  // (base/confined_file.h).
+  static absl::StatusOr<std::unique_ptr<SnapshotReader>> OpenBelow(const std::string& root,
+                                                                   const std::string& file);
   virtual ~SnapshotReader() = default;
   virtual const SnapshotIndex& index() const = 0;
   virtual std::span<const std::byte> object(int i) const = 0;
