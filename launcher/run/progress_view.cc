@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/foreign_text.h"
+
 namespace moesaic {
 namespace {
 
@@ -98,7 +100,8 @@ void ProgressView::Finish() {
   live_.clear();
 }
 
-void ProgressView::Draw(const std::string& line, bool stays) {
+void ProgressView::Draw(const std::string& text, bool stays) {
+  const std::string line = EscapeControls(text);  // reasons and notes come from other hosts
   if (!terminal_) {
     out_ << line << '\n' << std::flush;
     return;

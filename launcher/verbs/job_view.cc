@@ -134,6 +134,9 @@ std::string StatusText(const JobStatus& status, absl::Time now) {
   line("restarts", RestartsText(status));
   line("last failure", status.last_failure());
   for (const std::string& straggler : status.stragglers()) line("slow", straggler);
+  if (status.security() == SECURITY_NONE) {
+    line("security", "NONE: the coordinator takes plain text from anyone (--insecure)");
+  }
   if (HasEnded(status.state())) line("exit code", std::to_string(status.exit_code()));
   return EscapeControls(text);
 }

@@ -261,7 +261,10 @@ class Service : public Coordinator::CallbackService {
   }
   grpc::ServerUnaryReactor* ListJobs(grpc::CallbackServerContext* context, const ListJobsRequest*,
                                      ListJobsReply* reply) override {
-    for (JobStatus& job : core_->ListJobs()) *reply->add_jobs() = std::move(job);
+    for (JobStatus& job : core_->ListJobs()) {
+      job.set_security(security_);
+      *reply->add_jobs() = std::move(job);
+    }
     return Answer(context, absl::OkStatus());
   }
   grpc::ServerUnaryReactor* StopJob(grpc::CallbackServerContext* context,
