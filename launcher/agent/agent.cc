@@ -27,8 +27,8 @@ uint64_t HostMemory() {
          static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
 }
 
-// The shim runs with the variables of mpirun, which are those of ranks too; so its own have names of
-// their own.
+// The shim runs with the variables of mpirun, which are those of ranks too; so its own have names
+// of their own.
 std::map<std::string, std::string> ShimVariables(const std::optional<TlsFiles>& files) {
   std::map<std::string, std::string> variables;
   if (!files) return variables;
@@ -144,19 +144,30 @@ class RunningAgent : public Agent, private SessionOwner {
     }
     switch (command.kind_case()) {
       case AgentCommand::kStart:
-        LogLine(options_.news, fmt::format("generation {} of job {} starts", command.start().generation(),
-                                           command.start().job()));
+        LogLine(options_.news, fmt::format("generation {} of job {} starts",
+                                           command.start().generation(), command.start().job()));
         generations_.Start(command.start());
         break;
-      case AgentCommand::kKill: generations_.Kill(command.kill()); break;
-      case AgentCommand::kPersist: snapshots_.Persist(command.persist()); break;
-      case AgentCommand::kForget: snapshots_.Forget(command.forget()); break;
-      case AgentCommand::kWelcome: TakeWelcome(command.welcome()); break;
-      case AgentCommand::kLeave: Release(command.leave().reason()); break;
+      case AgentCommand::kKill:
+        generations_.Kill(command.kill());
+        break;
+      case AgentCommand::kPersist:
+        snapshots_.Persist(command.persist());
+        break;
+      case AgentCommand::kForget:
+        snapshots_.Forget(command.forget());
+        break;
+      case AgentCommand::kWelcome:
+        TakeWelcome(command.welcome());
+        break;
+      case AgentCommand::kLeave:
+        Release(command.leave().reason());
+        break;
       case AgentCommand::kInject:
       case AgentCommand::kReplicate:
       case AgentCommand::kKeep:
-      case AgentCommand::KIND_NOT_SET: break;
+      case AgentCommand::KIND_NOT_SET:
+        break;
     }
   }
 
@@ -214,8 +225,7 @@ absl::StatusOr<std::unique_ptr<Agent>> Agent::Start(AgentOptions options) {
   prctl(PR_SET_CHILD_SUBREAPER, 1);
   absl::StatusOr<std::unique_ptr<AgentFolder>> folder = AgentFolder::Create(options.shared_memory);
   if (!folder.ok()) return folder.status();
-  const std::string host =
-      options.advertise.empty() ? HostOf(options.listen) : options.advertise;
+  const std::string host = options.advertise.empty() ? HostOf(options.listen) : options.advertise;
   const absl::StatusOr<std::string> network = SubnetOf(host);
   if (!network.ok()) {
     LogWarning("{}; ranks on several hosts need launch.interface",

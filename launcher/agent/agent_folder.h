@@ -1,7 +1,7 @@
 // AgentFolder: the one folder in tmpfs that an agent owns. In it are the snapshots of its ranks
 // (<folder>/<job>/r<rank>.<buffer>) and the temporary files of its generations
-// (<folder>/+g<number>). It goes with the agent; what a killed agent left, processes too, is removed
-// by the next one.
+// (<folder>/+g<number>). It goes with the agent; what a killed agent left, processes too, is
+// removed by the next one.
 #pragma once
 
 #include <memory>

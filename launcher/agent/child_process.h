@@ -17,7 +17,7 @@ namespace moesaic {
 std::string FindProgram(const std::string& name, const std::string& path);
 
 struct ChildProcess {
-  std::string program;  // path
+  std::string program;                 // path
   std::vector<std::string> arguments;  // with argv[0]
   std::map<std::string, std::string> environment;
   int out = -1;  // stay the caller's

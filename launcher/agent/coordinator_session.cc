@@ -98,7 +98,8 @@ void CoordinatorSession::Register() {
   *message.mutable_registration() = owner_->Registration();
   {
     MutexLock lock(&mutex_);
-    for (const GenerationEnded& ended : ended_) *message.mutable_registration()->add_ended() = ended;
+    for (const GenerationEnded& ended : ended_)
+      *message.mutable_registration()->add_ended() = ended;
     registered_ends_ = ended_.size();
   }
   Write(std::move(message));

@@ -45,8 +45,8 @@ class CoordinatorSession {
   // Ends the stream, and with it the calls to the owner: to the coordinator the agent is gone. What
   // is said from now on is lost. May be called again.
   void Close();
-  // False when no registration stands, and the message is lost. What registration says anew need not be
-  // looked after; ends of generations are kept and said again at the next registration.
+  // False when no registration stands, and the message is lost. What registration says anew need
+  // not be looked after; ends of generations are kept and said again at the next registration.
   bool Say(AgentMessage message);
 
  private:

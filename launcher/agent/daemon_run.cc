@@ -83,8 +83,7 @@ absl::Status DaemonRun::StartOrted() {
   child.environment = RankEnvironment(options_.host, options_.start, options_.folder);
   child.death_signal = SIGKILL;
   const auto path = child.environment.find("PATH");
-  child.program =
-      FindProgram(options_.orted, path == child.environment.end() ? "" : path->second);
+  child.program = FindProgram(options_.orted, path == child.environment.end() ? "" : path->second);
   if (child.program.empty()) {
     return absl::NotFoundError(
         fmt::format("{} was not found; install Open MPI (Debian: openmpi-bin)", options_.orted));

@@ -172,17 +172,17 @@ absl::Status GenerationRunner::ServeDaemon(const RunDaemonRequest& request,
 
 absl::StatusOr<std::shared_ptr<DaemonRun>> GenerationRunner::FindDaemon(
     const RunDaemonRequest& request, const DaemonRun::IsCancelled& is_cancelled) {
-  const absl::Status stale = absl::FailedPreconditionError(fmt::format(
-      "stale generation: generation {} of job {} does not run here", request.generation(),
-      EscapeControls(request.job())));
+  const absl::Status stale = absl::FailedPreconditionError(
+      fmt::format("stale generation: generation {} of job {} does not run here",
+                  request.generation(), EscapeControls(request.job())));
   const absl::Time deadline = Clock::System().Now() + kStartWait;
   MutexLock lock(&mutex_);
   while (Clock::System().Now() < deadline && !stopping_ && !is_cancelled()) {
     if (daemon_ != nullptr && daemon_->start().job() == request.job() &&
         daemon_->start().generation() >= request.generation()) {
       const StartGeneration& start = daemon_->start();
-      const bool is_current = start.generation() == request.generation() &&
-                              SameToken(start.token(), request.token());
+      const bool is_current =
+          start.generation() == request.generation() && SameToken(start.token(), request.token());
       if (!is_current) return stale;
       return daemon_;
     }

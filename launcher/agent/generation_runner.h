@@ -76,8 +76,8 @@ class GenerationRunner {
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::deque<StartGeneration> starts_ ABSL_GUARDED_BY(mutex_);  // the front one runs
   std::deque<KillGeneration> already_over_ ABSL_GUARDED_BY(mutex_);
-  int killed_ ABSL_GUARDED_BY(mutex_) = 0;  // the front one; 1: politely, 2: at once
-  MpiRun* run_ ABSL_GUARDED_BY(mutex_) = nullptr;      // on the head
+  int killed_ ABSL_GUARDED_BY(mutex_) = 0;         // the front one; 1: politely, 2: at once
+  MpiRun* run_ ABSL_GUARDED_BY(mutex_) = nullptr;  // on the head
   std::shared_ptr<DaemonRun> daemon_ ABSL_GUARDED_BY(mutex_);  // on another host
   std::thread thread_;
 };

@@ -19,9 +19,9 @@ std::vector<pid_t> FindMarked(const std::string& variable);
 // False when some still are after `limit`.
 bool KillMarked(const std::string& variable, absl::Duration limit);
 
-// Reaps children of this process whose programs have these names (paths are cut to them): orphans of
-// an mpirun or orted that came to us as their sub-reaper. They have been killed; one may still be on
-// its way out, so waits up to `limit`.
+// Reaps children of this process whose programs have these names (paths are cut to them): orphans
+// of an mpirun or orted that came to us as their sub-reaper. They have been killed; one may still
+// be on its way out, so waits up to `limit`.
 void ReapOrphans(const std::vector<std::string>& programs, absl::Duration limit);
 
 }  // namespace moesaic

@@ -82,8 +82,7 @@ std::vector<std::string> MpiRun::Arguments() const {
 absl::Status MpiRun::Check() const {
   const StartGeneration& start = options_.start;
   if (access(options_.worker.c_str(), X_OK) != 0) {
-    return absl::NotFoundError(
-        fmt::format("the worker program {} was not found", options_.worker));
+    return absl::NotFoundError(fmt::format("the worker program {} was not found", options_.worker));
   }
   if (geteuid() == 0 && !start.allow_root()) {
     return absl::FailedPreconditionError(
@@ -96,11 +95,13 @@ absl::Status MpiRun::Check() const {
   std::set<std::string> hosts;
   for (const HostSlots& host : start.hosts()) {
     if (!hosts.insert(host.host()).second) {
-      return absl::FailedPreconditionError(fmt::format(
-          "two of its nodes have the address {}, and mpirun needs a host a node (agent --advertise)",
-          host.host()));
+      return absl::FailedPreconditionError(
+          fmt::format("two of its nodes have the address {}, and mpirun needs a host a node (agent "
+                      "--advertise)",
+                      host.host()));
     }
-    if (host.host().empty() || host.host().find_first_not_of(kHostCharacters) != std::string::npos) {
+    if (host.host().empty() ||
+        host.host().find_first_not_of(kHostCharacters) != std::string::npos) {
       return absl::InvalidArgumentError(fmt::format("node {} has no valid host name: \"{}\"",
                                                     host.node(), EscapeControls(host.host())));
     }
@@ -140,8 +141,7 @@ MpiRunResult MpiRun::Run() {
   child.arguments = Arguments();
   child.death_signal = SIGTERM;  // lets mpirun take its ranks along
   const auto path = child.environment.find("PATH");
-  child.program =
-      FindProgram(options_.mpirun, path == child.environment.end() ? "" : path->second);
+  child.program = FindProgram(options_.mpirun, path == child.environment.end() ? "" : path->second);
   if (child.program.empty()) {
     return {.exit_code = kMissing,
             .first_failure = fmt::format("{} was not found; install Open MPI (Debian: openmpi-bin)",

@@ -34,7 +34,7 @@ struct MpiRunResult {
   int exit_code = 0;
   std::string first_failure;
   std::optional<uint32_t> failed_rank = std::nullopt;  // any rank of a host that was lost
-  bool clean = true;  // no process is left
+  bool clean = true;                                   // no process is left
 };
 
 class MpiRun {

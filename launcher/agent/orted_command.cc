@@ -15,13 +15,14 @@ namespace {
 
 constexpr size_t kMaxWords = 200;
 constexpr size_t kMaxWord = 16384;  // node lists of large clusters
-constexpr char kPlain[] = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_=+.,:;/@^%";
+constexpr char kPlain[] =
+    "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_=+.,:;/@^%";
 constexpr char kInQuotes[] = "()[]{}* ";
 
 // With a login shell of the sh family, mpirun puts this around the command.
 const std::vector<std::string>& ProfileWords() {
-  static const std::vector<std::string> words = {"(",  "test", "!", "-r", "./.profile",
-                                                 "||", ".",    "./.profile;"};
+  static const std::vector<std::string> words = {"(",          "test", "!", "-r",
+                                                 "./.profile", "||",   ".", "./.profile;"};
   return words;
 }
 
@@ -72,9 +73,8 @@ bool HasForm(const std::string& value, const Form& form) {
 }
 
 absl::Status Refused(absl::string_view what) {
-  return absl::InvalidArgumentError(
-      fmt::format("not a command that mpirun gives for orted: {}",
-                  EscapeControls(what.substr(0, 200))));
+  return absl::InvalidArgumentError(fmt::format("not a command that mpirun gives for orted: {}",
+                                                EscapeControls(what.substr(0, 200))));
 }
 
 absl::StatusOr<std::string> Unquote(absl::string_view word) {
@@ -92,7 +92,8 @@ absl::StatusOr<std::string> Unquote(absl::string_view word) {
 }  // namespace
 
 absl::StatusOr<std::vector<std::string>> ReadRemoteCommand(const std::vector<std::string>& words) {
-  std::vector<std::string> split = absl::StrSplit(absl::StrJoin(words, " "), ' ', absl::SkipEmpty());
+  std::vector<std::string> split =
+      absl::StrSplit(absl::StrJoin(words, " "), ' ', absl::SkipEmpty());
   const std::vector<std::string>& profile = ProfileWords();
   if (split.size() > profile.size() && std::equal(profile.begin(), profile.end(), split.begin()) &&
       split.back() == ")") {
@@ -127,8 +128,8 @@ absl::StatusOr<std::vector<std::string>> CheckOrtedCommand(const std::vector<std
     if (!parameter->second.allowed.empty()) command.insert(command.end(), {"--mca", name, value});
   }
   // The head starts every daemon itself.
-  command.insert(command.end(), {"--mca", "plm", "rsh", "--mca", "plm_rsh_agent", "/bin/false", "--mca",
-                                 "plm_rsh_no_tree_spawn", "1"});
+  command.insert(command.end(), {"--mca", "plm", "rsh", "--mca", "plm_rsh_agent", "/bin/false",
+                                 "--mca", "plm_rsh_no_tree_spawn", "1"});
   return command;
 }
 

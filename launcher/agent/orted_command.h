@@ -14,8 +14,8 @@ namespace moesaic {
 // unquoted. InvalidArgument for anything else that a shell would act on.
 absl::StatusOr<std::vector<std::string>> ReadRemoteCommand(const std::vector<std::string>& words);
 
-// "orted" and its arguments if each is one that mpirun passes, with a value of the form that it has;
-// without those that only serve to start further daemons, so that this one starts none.
+// "orted" and its arguments if each is one that mpirun passes, with a value of the form that it
+// has; without those that only serve to start further daemons, so that this one starts none.
 // InvalidArgument names the first that is not.
 absl::StatusOr<std::vector<std::string>> CheckOrtedCommand(const std::vector<std::string>& words);
 

@@ -1,6 +1,6 @@
-// RankEnvironment: all that the ranks of a generation see of the environment on one host. Each agent
-// gives it to the mpirun or orted that it starts, which hand it on; so values may differ by host, and
-// no secret is on a command line.
+// RankEnvironment: all that the ranks of a generation see of the environment on one host. Each
+// agent gives it to the mpirun or orted that it starts, which hand it on; so values may differ by
+// host, and no secret is on a command line.
 #pragma once
 
 #include <map>
@@ -19,8 +19,8 @@ inline constexpr char kCoordinatorVariable[] = "MOESAIC_COORDINATOR";
 // The generation's folder on this host. It also marks the generation's processes.
 inline constexpr char kRunFolderVariable[] = "MOESAIC_RUN_FOLDER";
 
-// Names of variables that moesaic-orted-shim reads besides the token: of the generation, and of a file
-// of lines "HOST ADDRESS" (of the agent there).
+// Names of variables that moesaic-orted-shim reads besides the token: of the generation, and of a
+// file of lines "HOST ADDRESS" (of the agent there).
 inline constexpr char kShimJobVariable[] = "MOESAIC_SHIM_JOB";
 inline constexpr char kShimGenerationVariable[] = "MOESAIC_SHIM_GENERATION";
 inline constexpr char kShimHostsVariable[] = "MOESAIC_SHIM_HOSTS";

@@ -119,7 +119,8 @@ void RankLogs::TakeMpirunLine(const std::string& line) {
 }
 
 std::string RankLogs::FirstFailure() const {
-  if (!failed_rank_) return lost_host_.empty() ? "" : fmt::format("host {}: {}", lost_host_, failure_);
+  if (!failed_rank_)
+    return lost_host_.empty() ? "" : fmt::format("host {}: {}", lost_host_, failure_);
   return fmt::format("rank {} {}{}", *failed_rank_, failure_.empty() ? "failed" : failure_,
                      LastLines(static_cast<int>(*failed_rank_)));
 }

@@ -92,8 +92,7 @@ void WriteAll(int file, const std::string& text) {
 // The daemon's exit code.
 absl::StatusOr<int> RunThere(const std::string& address, const std::optional<TlsIdentity>& tls,
                              const RunDaemonRequest& request) {
-  const std::shared_ptr<grpc::Channel> channel =
-      OpenChannel(address, tls, ServerName(ROLE_AGENT));
+  const std::shared_ptr<grpc::Channel> channel = OpenChannel(address, tls, ServerName(ROLE_AGENT));
   if (!channel->WaitForConnected(std::chrono::system_clock::now() + kConnectDeadline)) {
     return absl::UnavailableError(fmt::format("its agent at {} does not answer within {} s",
                                               address, kConnectDeadline.count()));

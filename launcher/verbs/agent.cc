@@ -68,7 +68,8 @@ absl::StatusOr<AgentOptions> MakeOptions(const AgentFlags& flags, const VerbCont
   options.cores = UsableCores();
   options.slots = flags.slots == 0 ? options.cores : flags.slots;
   options.listen = flags.listen;
-  if (flags.advertise.empty() && (flags.listen.rfind("0.0.0.0:", 0) == 0 || flags.listen.rfind("[::]:", 0) == 0)) {
+  if (flags.advertise.empty() &&
+      (flags.listen.rfind("0.0.0.0:", 0) == 0 || flags.listen.rfind("[::]:", 0) == 0)) {
     return absl::InvalidArgumentError(
         "--listen is every address of this host: give the one that others reach with --advertise");
   }
@@ -130,14 +131,16 @@ void RunAgent(const AgentFlags& flags, VerbContext& context) {
 
 void RegisterAgent(CLI::App& program, VerbContext& context) {
   auto flags = std::make_shared<AgentFlags>();
-  CLI::App* verb = program.add_subcommand("agent", "offer this host to a coordinator, in the foreground");
+  CLI::App* verb =
+      program.add_subcommand("agent", "offer this host to a coordinator, in the foreground");
   AddConnectionFlags(verb, &flags->connection);
   verb->add_option("--name", flags->name, "Name of the node (default: the host name)");
   verb->add_option("--slots", flags->slots, "Ranks that it can take (default: its cores)")
       ->check(CLI::Range(1, 4096));
-  verb->add_option("--listen", flags->listen,
-                   "HOST:PORT for other agents and for workers; jobs on several hosts need one that "
-                   "those reach, such as 10.0.0.7:7471")
+  verb->add_option(
+          "--listen", flags->listen,
+          "HOST:PORT for other agents and for workers; jobs on several hosts need one that "
+          "those reach, such as 10.0.0.7:7471")
       ->capture_default_str();
   verb->add_option("--advertise", flags->advertise,
                    "Host by which others reach this one (default: that of --listen)");
@@ -149,7 +152,8 @@ void RegisterAgent(CLI::App& program, VerbContext& context) {
                    "Certificate that its workers prove themselves with (default: of --tls-dir)");
   verb->add_option("--worker-key", flags->worker_key, "Its private key");
   verb->footer(
-      "SIGTERM, SIGINT or SIGUSR1: the ranks move to other hosts, and the agent ends with 0; a second "
+      "SIGTERM, SIGINT or SIGUSR1: the ranks move to other hosts, and the agent ends with 0; a "
+      "second "
       "one kills them.\n\n"
       "  moesaic agent --coordinator head:7470 --listen 10.0.0.7:7471 --tls-dir /etc/moesaic");
   verb->callback([flags, &context] { RunAgent(*flags, context); });

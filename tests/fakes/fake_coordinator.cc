@@ -1,4 +1,5 @@
-// A coordinator that only commands agents, as it is told on stdin, and says on stdout what they say:
+// A coordinator that only commands agents, as it is told on stdin, and says on stdout what they
+// say:
 //
 //   fake_coordinator LISTEN RUN_DIR SLOTS
 //
@@ -34,7 +35,8 @@ using Stream = grpc::ServerReaderWriter<AgentCommand, AgentMessage>;
 
 class FakeCoordinator : public Coordinator::Service {
  public:
-  FakeCoordinator(std::string run_dir, uint32_t slots) : run_dir_(std::move(run_dir)), slots_(slots) {}
+  FakeCoordinator(std::string run_dir, uint32_t slots)
+      : run_dir_(std::move(run_dir)), slots_(slots) {}
 
   void Obey(const std::string& line) {
     std::istringstream words(line);
@@ -65,7 +67,8 @@ class FakeCoordinator : public Coordinator::Service {
       }
     }
     MutexLock lock(&mutex_);
-    if (const auto found = streams_.find(node); found != streams_.end() && found->second == stream) {
+    if (const auto found = streams_.find(node);
+        found != streams_.end() && found->second == stream) {
       streams_.erase(found);
     }
     Print("lost " + node);
@@ -100,7 +103,8 @@ class FakeCoordinator : public Coordinator::Service {
     std::string failure = ended.first_failure();
     std::replace(failure.begin(), failure.end(), '\n', ' ');
     Print(fmt::format("ended {} {} exit {} rank {} {}", node, ended.generation(), ended.exit_code(),
-                      ended.has_failed_rank() ? std::to_string(ended.failed_rank()) : "-", failure));
+                      ended.has_failed_rank() ? std::to_string(ended.failed_rank()) : "-",
+                      failure));
   }
 
   void Start(const std::vector<std::string>& nodes) {
@@ -142,7 +146,8 @@ class FakeCoordinator : public Coordinator::Service {
 
   void Send(const std::string& node, const AgentCommand& command) {
     MutexLock lock(&mutex_);
-    if (const auto found = streams_.find(node); found != streams_.end()) found->second->Write(command);
+    if (const auto found = streams_.find(node); found != streams_.end())
+      found->second->Write(command);
   }
 
   const std::string run_dir_;

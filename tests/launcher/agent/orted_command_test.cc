@@ -12,14 +12,43 @@ using ::testing::Not;
 
 // As mpirun 4.1.4 gives them to its remote shell, a word an argument, with the quotes.
 const std::vector<std::string>& FromMpirun() {
-  static const std::vector<std::string> words = {
-      " orted", "-mca", "orte_leave_session_attached", "\"1\"", "-mca", "ess", "\"env\"", "-mca",
-      "ess_base_jobid", "\"3437559808\"", "-mca", "ess_base_vpid", "1", "-mca",
-      "ess_base_num_procs", "\"2\"", "-mca", "orte_node_regex",
-      "\"h[1:1],[2:10].213.7.2@0(2)\"", "-mca", "orte_hnp_uri",
-      "\"3437559808.0;tcp://10.213.7.1:51449\"", "--mca", "plm_rsh_agent", "\"/opt/shim\"", "--mca",
-      "btl", "\"self,vader,tcp\"", "--mca", "oob_tcp_if_include", "\"10.213.7.0/24\"", "-mca", "plm",
-      "\"rsh\"", "-mca", "pmix", "\"^s1,s2,cray,isolated\""};
+  static const std::vector<std::string> words = {" orted",
+                                                 "-mca",
+                                                 "orte_leave_session_attached",
+                                                 "\"1\"",
+                                                 "-mca",
+                                                 "ess",
+                                                 "\"env\"",
+                                                 "-mca",
+                                                 "ess_base_jobid",
+                                                 "\"3437559808\"",
+                                                 "-mca",
+                                                 "ess_base_vpid",
+                                                 "1",
+                                                 "-mca",
+                                                 "ess_base_num_procs",
+                                                 "\"2\"",
+                                                 "-mca",
+                                                 "orte_node_regex",
+                                                 "\"h[1:1],[2:10].213.7.2@0(2)\"",
+                                                 "-mca",
+                                                 "orte_hnp_uri",
+                                                 "\"3437559808.0;tcp://10.213.7.1:51449\"",
+                                                 "--mca",
+                                                 "plm_rsh_agent",
+                                                 "\"/opt/shim\"",
+                                                 "--mca",
+                                                 "btl",
+                                                 "\"self,vader,tcp\"",
+                                                 "--mca",
+                                                 "oob_tcp_if_include",
+                                                 "\"10.213.7.0/24\"",
+                                                 "-mca",
+                                                 "plm",
+                                                 "\"rsh\"",
+                                                 "-mca",
+                                                 "pmix",
+                                                 "\"^s1,s2,cray,isolated\""};
   return words;
 }
 
@@ -46,8 +75,7 @@ TEST(OrtedCommand, TakesOneWordForAll) {
 }
 
 TEST(OrtedCommand, DropsTheReadingOfAProfile) {
-  std::vector<std::string> words = {"(",  "test", "!", "-r", "./.profile",
-                                    "||", ".",    "./.profile;"};
+  std::vector<std::string> words = {"(", "test", "!", "-r", "./.profile", "||", ".", "./.profile;"};
   words.insert(words.end(), FromMpirun().begin(), FromMpirun().end());
   words.push_back(")");
   EXPECT_EQ(ReadRemoteCommand(words).value(), ReadRemoteCommand(FromMpirun()).value());
@@ -73,13 +101,13 @@ TEST(OrtedCommand, RefusesWhatAShellWouldActOn) {
 }
 
 TEST(OrtedCommand, RefusesWhatIsNotOrted) {
-  for (const std::vector<std::string>& words : std::vector<std::vector<std::string>>{
-           {},
-           {"sh"},
-           {"/tmp/orted"},
-           {"orted", "--hnp", "x"},
-           {"orted", "-mca", "ess"},
-           {"orted", "-x", "ess", "env"}}) {
+  for (const std::vector<std::string>& words :
+       std::vector<std::vector<std::string>>{{},
+                                             {"sh"},
+                                             {"/tmp/orted"},
+                                             {"orted", "--hnp", "x"},
+                                             {"orted", "-mca", "ess"},
+                                             {"orted", "-x", "ess", "env"}}) {
     EXPECT_FALSE(CheckOrtedCommand(words).ok());
   }
 }
