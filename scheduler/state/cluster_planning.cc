@@ -246,6 +246,7 @@ void ClusterState::SendStart(Job* job, const GenerationPlan& plan) {
   start->set_threads(plan.threads);
   start->set_oversubscribe(job->spec().launch().oversubscribe());
   start->set_run_dir(job->spec().run().dir());
+  start->set_interface(job->spec().launch().interface());
   start->set_token(live.record.token());
   start->set_orphan_grace_seconds(job->spec().health().orphan_grace());
   std::set<std::string> hosts;
