@@ -67,7 +67,7 @@ void JobSnapshots::WantNewest(SnapshotEdge* edge) {
   const uint64_t step = newest_whole();
   if (step <= committed_) return;
   Snapshot* snapshot = At(step);
-  if (snapshot->disk == Disk::kNo) snapshot->disk = Disk::kQueued;
+  if (snapshot->disk == Disk::kNo && Complete(*snapshot, *edge)) snapshot->disk = Disk::kQueued;
   Pump(edge);
 }
 

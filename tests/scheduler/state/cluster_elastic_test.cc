@@ -1,0 +1,206 @@
+// Changes of nodes, snapshots in memory, adoption and blame.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/scheduler/state/cluster_fixture.h"
+
+namespace moesaic {
+namespace {
+
+using ::testing::HasSubstr;
+
+// Snapshots every few steps in memory, to disk every 50.
+struct TwoNodes : ClusterFixture {
+  explicit TwoNodes(uint32_t min_nodes = 1, uint32_t max_nodes = 2) {
+    JobSpec spec = SmallJob("a", min_nodes, max_nodes, 1);
+    spec.mutable_checkpoint()->set_every_steps(50);
+    JoinAt("n1");
+    JoinAt("n2");
+    EXPECT_TRUE(Do(JobSubmitted{spec, "auto"}).ok());
+    Live(absl::Seconds(2));
+    EXPECT_TRUE(Restore("a").ok());
+    AllReady("a");
+    EXPECT_EQ(Status("a").state(), RUNNING);
+  }
+  void JoinAt(const std::string& agent, uint64_t running = 0) {
+    AgentRegistration registration;
+    registration.set_slots(1);
+    registration.set_cores(1);
+    registration.set_host(agent);
+    registration.set_address(agent + ":1");
+    registration.set_arena_dir("/dev/shm/" + agent);
+    if (running != 0) {
+      registration.set_running_job("a");
+      registration.set_running_generation(running);
+    }
+    EXPECT_TRUE(Do(AgentJoined{agent, "i-" + agent, registration}).ok());
+    incarnations[agent] = "i-" + agent;
+  }
+  void Remember(uint64_t step) {
+    for (uint32_t r = 0; r < Status("a").ranks(); ++r) {
+      SnapshotReport report;
+      *report.mutable_worker() = Worker("a", r);
+      report.set_step(step);
+      if (r == 0) report.mutable_state()->set_step(step);
+      EXPECT_TRUE(Do(SnapshotReported{report}).ok());
+    }
+  }
+  void CopyAll(uint64_t step, const std::vector<std::string>& nodes = {"n1", "n2"}) {
+    for (const std::string& node : nodes) {
+      const ReplicateSnapshot asked = NewestCommand(node, AgentCommand::kReplicate).replicate();
+      SnapshotReplicated report;
+      report.set_job("a");
+      report.set_generation(asked.generation());
+      report.set_step(step);
+      for (const uint32_t rank : asked.ranks()) {
+        HeldSnapshot* copy = report.add_copies();
+        copy->set_step(step);
+        copy->set_rank(rank);
+        copy->set_copy(true);
+        copy->set_path("copy");
+      }
+      EXPECT_TRUE(Do(CopiesReported{node, incarnations[node], report}).ok());
+    }
+  }
+  void Restart() {
+    std::vector<JobRecord> records;
+    for (const auto& [name, record] : durable) records.push_back(record);
+    state = ClusterState(options, records, now);
+    incarnations.clear();
+  }
+};
+
+TEST(ClusterElastic, LostNodesRanksGoOnFromAPeersMemory) {
+  TwoNodes c;
+  c.Remember(7);
+  EXPECT_EQ(c.Status("a").memory_step(), 7u);
+  c.CopyAll(7);
+  EXPECT_TRUE(c.Leave("n1").ok());
+  EXPECT_TRUE(c.End("a", "n2", 137).ok());
+  c.Live(absl::Milliseconds(200));
+  ASSERT_EQ(c.Status("a").state(), STARTING) << c.Status("a").reason();
+  const RankTable* table = c.state.rank_table("a");
+  EXPECT_EQ(table->restore().step(), 7u);
+  EXPECT_EQ(table->restore_path(), "");
+  EXPECT_EQ(table->restore().snapshots_size(), 2);
+  for (const auto& source : table->restore().snapshots()) EXPECT_EQ(source.node(), "n2");
+}
+
+TEST(ClusterElastic, LostNodeWithoutCopiesFallsBackToTheDisk) {
+  TwoNodes c;
+  c.Remember(7);
+  EXPECT_TRUE(c.Leave("n1").ok());
+  EXPECT_TRUE(c.End("a", "n2", 137).ok());
+  c.Live(absl::Milliseconds(200));
+  EXPECT_EQ(c.Status("a").state(), PLANNING);
+}
+
+TEST(ClusterElastic, LostSourceIsNotTriedAgain) {
+  TwoNodes c;
+  c.Remember(7);
+  EXPECT_TRUE(c.End("a", "n1", 137).ok());
+  EXPECT_TRUE(c.End("a", "n2", 137).ok());
+  ASSERT_EQ(c.state.rank_table("a")->restore().step(), 7u);
+  EXPECT_TRUE(c.End("a", "n1", kWorkerSourceLost).ok());
+  EXPECT_TRUE(c.End("a", "n2", kWorkerSourceLost).ok());
+  EXPECT_EQ(c.Status("a").state(), PLANNING) << "from the disk";
+}
+
+TEST(ClusterElastic, DrainMovesOffThenCordonsWithoutUsingTheBudget) {
+  TwoNodes c;
+  ChangeNodeRequest drain;
+  drain.set_node("n2");
+  drain.set_change(ChangeNodeRequest::DRAIN);
+  EXPECT_TRUE(c.Do(NodeChangeRequested{drain}).ok());
+  EXPECT_EQ(c.Status("a").state(), DRAINING);
+  EXPECT_TRUE(c.Newest<PushControl>().control.stop());
+  c.Remember(9);
+  EXPECT_TRUE(c.End("a", "n1", kWorkerPlanned).ok());
+  EXPECT_TRUE(c.End("a", "n2", kWorkerPlanned).ok());
+  ASSERT_EQ(c.Status("a").state(), STARTING) << "the disk follows while it runs";
+  EXPECT_EQ(c.state.rank_table("a")->restore().step(), 9u);
+  EXPECT_EQ(c.Status("a").ranks(), 1u);
+  EXPECT_EQ(c.Status("a").restarts(), 0u);
+  EXPECT_EQ(c.Status("a").resizes(), 1u);
+  EXPECT_EQ(c.state.nodes(c.now)[1].state(), NodeStatus::DRAINING) << "only it holds rank 1's part";
+  EXPECT_TRUE(c.Staged().ok());
+  for (uint32_t rank = 0; rank < 2; ++rank) {
+    EXPECT_TRUE(c.Shards(rank == 0 ? "n1" : "n2", rank).ok());
+  }
+  EXPECT_TRUE(c.Committed().ok());
+  EXPECT_EQ(c.Status("a").committed_step(), 9u);
+  EXPECT_EQ(c.state.nodes(c.now)[1].state(), NodeStatus::CORDONED);
+  EXPECT_TRUE(c.durable_nodes["n2"].cordoned());
+}
+
+TEST(ClusterElastic, PreemptedAgentIsToldToLeaveOnceNothingNeedsIt) {
+  TwoNodes c;
+  EXPECT_TRUE(c.Do(AgentPreempted{"n2", c.incarnations["n2"], "SIGTERM"}).ok());
+  c.Remember(9);
+  c.CopyAll(9, {"n1"});  // nothing new is put on n2
+  EXPECT_TRUE(c.End("a", "n1", kWorkerPlanned).ok());
+  EXPECT_TRUE(c.End("a", "n2", kWorkerPlanned).ok());
+  EXPECT_EQ(c.Status("a").state(), STARTING);
+  EXPECT_EQ(c.NewestCommand("n2", AgentCommand::kLeave).leave().reason(), "SIGTERM");
+}
+
+TEST(ClusterElastic, ResizeChangesOnlyWhereThePlanDiffers) {
+  TwoNodes c;
+  EXPECT_TRUE(c.Do(ResizeRequested{"a", 1, 4}).ok());
+  EXPECT_EQ(c.Status("a").state(), RUNNING);
+  EXPECT_EQ(c.Status("a").max_nodes(), 4u);
+  EXPECT_TRUE(c.Do(ResizeRequested{"a", 1, 1}).ok());
+  EXPECT_EQ(c.Status("a").state(), DRAINING);
+  EXPECT_TRUE(absl::IsInvalidArgument(c.Do(ResizeRequested{"a", 3, 2})));
+}
+
+TEST(ClusterElastic, RestartedCoordinatorAdoptsWhatRuns) {
+  TwoNodes c;
+  c.Restart();
+  EXPECT_EQ(c.Status("a").state(), RUNNING);
+  EXPECT_THAT(c.Status("a").reason(), HasSubstr("to come back"));
+  c.JoinAt("n1", 1);
+  EXPECT_TRUE(c.NewestCommand("n1", AgentCommand::kWelcome).welcome().adopted());
+  c.JoinAt("n2", 1);
+  EXPECT_THAT(c.Status("a").reason(), HasSubstr("generation 1"));
+  EXPECT_TRUE(c.Step("a", 0, 8).ok());
+  EXPECT_EQ(c.Status("a").restarts(), 0u);
+}
+
+TEST(ClusterElastic, NodeThatDoesNotComeBackAfterARestartIsLost) {
+  TwoNodes c;
+  c.Restart();
+  c.JoinAt("n1", 1);
+  c.Live(absl::Seconds(9));
+  EXPECT_EQ(c.Status("a").state(), ABORTING);
+  EXPECT_THAT(c.Status("a").reason(), HasSubstr("n2"));
+}
+
+TEST(ClusterElastic, NodeWithManyFailuresIsCordonedForAWhile) {
+  ClusterFixture c;
+  NodeBook book({}, {});
+  EXPECT_FALSE(book.Blame("n1", c.now));
+  EXPECT_FALSE(book.Blame("n1", c.now));
+  EXPECT_EQ(book.Blame("n1", c.now), absl::Seconds(10));
+  EXPECT_TRUE(book.WhyNot("n1", c.now + absl::Seconds(9)));
+  EXPECT_FALSE(book.WhyNot("n1", c.now + absl::Seconds(10)));
+  for (int i = 0; i < 2; ++i) EXPECT_FALSE(book.Blame("n1", c.now));
+  EXPECT_EQ(book.Blame("n1", c.now), absl::Seconds(20));
+}
+
+TEST(Stragglers, SlowRankIsNamedAfterFiveSteps) {
+  StragglerWatch watch(3, 1.5);
+  for (int step = 0; step < 5; ++step) {
+    EXPECT_TRUE(watch.Slow().empty());
+    watch.Add(0, 1);
+    watch.Add(1, 2);
+    watch.Add(2, 1.1);
+  }
+  const auto slow = watch.Slow();
+  ASSERT_EQ(slow.size(), 1u);
+  EXPECT_EQ(slow[0].rank, 1u);
+  EXPECT_NEAR(slow[0].ratio, 2 / 1.1, 1e-9);
+}
+
+}  // namespace
+}  // namespace moesaic
