@@ -154,8 +154,9 @@ class FakeWorker {
     auto writer = SnapshotWriter::Create(path, std::move(index));
     if (!writer.ok()) return writer.status();
     for (int i = 0; i < (*writer)->index().objects_size(); ++i) {
-      const auto bytes = (*writer)->object(i);
-      std::memset(bytes.data(), static_cast<int>(step_ & 0x3f), bytes.size());
+      const std::vector<std::byte> bytes((*writer)->index().objects(i).bytes(),
+                                         static_cast<std::byte>(step_ & 0x3f));
+      (*writer)->CopyObject(i, bytes);
     }
     return (*writer)->Finish();
   }

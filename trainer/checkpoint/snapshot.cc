@@ -2,7 +2,7 @@
 
 #include <unistd.h>
 
-#include <cstring>
+#include <algorithm>
 #include <memory>
 #include <utility>
 
@@ -15,12 +15,14 @@
 namespace moesaic {
 namespace {
 
-absl::StatusOr<SnapshotIndex> MakeIndex(const WorkerIdentity& worker, const TrainingState& state,
+absl::StatusOr<SnapshotIndex> MakeIndex(const WorkerIdentity& worker, uint32_t ranks,
+                                        const TrainingState& state,
                                         std::span<const SnapshotObject> objects) {
   SnapshotIndex index;
   index.set_job(worker.job());
   index.set_generation(worker.generation());
   index.set_rank(worker.rank());
+  index.set_ranks(ranks);
   *index.mutable_state() = state;
   for (const SnapshotObject& object : objects) {
     const std::optional<uint64_t> bytes =
@@ -42,55 +44,77 @@ absl::StatusOr<SnapshotIndex> MakeIndex(const WorkerIdentity& worker, const Trai
   return index;
 }
 
+// A chunk to copy.
+struct Piece {
+  int object = 0;
+  uint64_t chunk = 0;
+  std::span<const std::byte> bytes;
+};
+
+std::vector<Piece> PiecesOf(std::span<const SnapshotObject> objects) {
+  std::vector<Piece> pieces;
+  for (size_t i = 0; i < objects.size(); ++i) {
+    const std::span<const std::byte> bytes = std::as_bytes(objects[i].source);
+    for (uint64_t at = 0; at < bytes.size(); at += kSnapshotChunk) {
+      pieces.push_back({static_cast<int>(i), at / kSnapshotChunk,
+                        bytes.subspan(at, std::min<uint64_t>(kSnapshotChunk, bytes.size() - at))});
+    }
+  }
+  return pieces;
+}
+
 }  // namespace
 
-SnapshotTaker::SnapshotTaker(WorkerIdentity worker, std::string arena_path)
-    : worker_(std::move(worker)), arena_path_(std::move(arena_path)) {}
+SnapshotTaker::SnapshotTaker(WorkerIdentity worker, uint32_t ranks, std::string arena_path)
+    : worker_(std::move(worker)), ranks_(ranks), arena_path_(std::move(arena_path)) {}
 
 std::string SnapshotTaker::BufferPath(int buffer) const {
   return absl::StrCat(arena_path_, ".", buffer);
 }
 
-void SnapshotTaker::Settle(uint64_t committed_step, uint64_t aborted_step) {
-  if (!in_flight_) return;
-  const InFlight snapshot = *in_flight_;
-  if (committed_step >= snapshot.step) {
+void SnapshotTaker::Settle(const Control& control) {
+  const bool only_disk = control.memory_step() == 0 && control.kept_steps().empty();
+  const uint64_t settled = std::max(only_disk ? control.committed_step() : control.memory_step(),
+                                    control.aborted_snapshot_step());
+  for (int buffer : {0, 1}) {
+    std::optional<uint64_t>& step = steps_[static_cast<size_t>(buffer)];
+    if (!step || *step > settled) continue;
+    const bool kept = only_disk ? *step == control.committed_step()
+                                : std::ranges::count(control.kept_steps(), *step) > 0;
+    if (kept) continue;
     // Its memory goes back now; a reader that still maps it keeps it until it is done.
-    if (committed_buffer_) unlink(BufferPath(*committed_buffer_).c_str());
-    committed_buffer_ = snapshot.buffer;
-  } else if (aborted_step >= snapshot.step) {
-    unlink(BufferPath(snapshot.buffer).c_str());
-  } else {
-    return;
+    unlink(BufferPath(buffer).c_str());
+    step.reset();
   }
-  in_flight_.reset();
 }
 
 absl::StatusOr<std::optional<SnapshotReport>> SnapshotTaker::Take(
     const TrainingState& state, std::span<const SnapshotObject> objects, int threads) {
-  if (in_flight_) {
+  if (full()) {
     ++skipped_;
     return std::optional<SnapshotReport>();
   }
-  absl::StatusOr<SnapshotIndex> index = MakeIndex(worker_, state, objects);
+  absl::StatusOr<SnapshotIndex> index = MakeIndex(worker_, ranks_, state, objects);
   if (!index.ok()) return index.status();
-  const int buffer = committed_buffer_ ? 1 - *committed_buffer_ : 0;
+  const int buffer = steps_[0] ? 1 : 0;
   absl::StatusOr<std::unique_ptr<SnapshotWriter>> writer =
       SnapshotWriter::Create(BufferPath(buffer), *std::move(index));
   if (!writer.ok()) return writer.status();
-  absl::Status copied = RunTasks(static_cast<int>(objects.size()), threads, [&](int i) {
-    const std::span<const float> source = objects[static_cast<size_t>(i)].source;
-    std::memcpy((*writer)->object(i).data(), source.data(), source.size_bytes());
+  const std::vector<Piece> pieces = PiecesOf(objects);
+  absl::Status copied = RunTasks(static_cast<int>(pieces.size()), threads, [&](int i) {
+    const Piece& piece = pieces[static_cast<size_t>(i)];
+    (*writer)->CopyChunk(piece.object, piece.chunk, piece.bytes);
     return absl::OkStatus();
   });
   if (copied.ok()) copied = (*writer)->Finish();
   if (!copied.ok()) return copied;
-  in_flight_ = InFlight{state.step(), buffer};
+  steps_[static_cast<size_t>(buffer)] = state.step();
 
   SnapshotReport report;
   *report.mutable_worker() = worker_;
   report.set_step(state.step());
   report.set_buffer(static_cast<uint32_t>(buffer));
+  if (worker_.rank() == 0) *report.mutable_state() = state;
   for (const SnapshotObject& object : objects) {
     report.set_bytes(report.bytes() + object.source.size_bytes());
   }

@@ -2,6 +2,7 @@
 // snapshot arena; the agent does the rest from there.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -26,24 +27,26 @@ struct SnapshotObject {
   int expert = -1;  // global id of an expert object, else -1
 };
 
-// There are two buffers, but the second exists only while a snapshot is in flight: one holds the
-// newest committed snapshot, the other the one on its way. Thread-compatible.
+// Of the two buffers one holds the newest snapshot that every rank has copied. The other exists only
+// while a snapshot is in flight or a reader still needs it. Thread-compatible.
 class SnapshotTaker {
  public:
   // `arena_path` as RankEntry gives it. Buffers that are there are taken to be free.
-  SnapshotTaker(WorkerIdentity worker, std::string arena_path);
+  // `ranks`: of the generation.
+  SnapshotTaker(WorkerIdentity worker, uint32_t ranks, std::string arena_path);
 
-  // What the newest Control says: the newest step that was committed and the newest one whose
-  // snapshot was given up. Frees buffers.
-  void Settle(uint64_t committed_step, uint64_t aborted_step);
+  // What the newest Control says. Frees the buffers of steps that are neither kept nor newer than
+  // both memory_step and aborted_snapshot_step. A coordinator that keeps nothing in memory says
+  // neither kept_steps nor memory_step; its newest commit counts as both.
+  void Settle(const Control& control);
 
-  // Whether a snapshot is neither committed nor given up.
-  bool in_flight() const { return in_flight_.has_value(); }
-  // Snapshots that Take did not take because one was in flight.
+  // Whether there is no buffer for another snapshot.
+  bool full() const { return steps_[0].has_value() && steps_[1].has_value(); }
+  // Snapshots that Take did not take because there was no buffer.
   uint64_t skipped() const { return skipped_; }
 
   // Copies the objects on `threads` threads and finishes the arena; the report is to be sent to the
-  // coordinator. Nothing when one is in flight. ResourceExhausted when the arena's file system is
+  // coordinator; rank 0's has the state. Nothing when there is no buffer. ResourceExhausted when the arena's file system is
   // full: training goes on without this snapshot. InvalidArgument: a box that does not fit its shape
   // or source.
   absl::StatusOr<std::optional<SnapshotReport>> Take(const TrainingState& state,
@@ -51,17 +54,12 @@ class SnapshotTaker {
                                                      int threads);
 
  private:
-  struct InFlight {
-    uint64_t step = 0;
-    int buffer = 0;
-  };
-
   std::string BufferPath(int buffer) const;
 
   WorkerIdentity worker_;
+  uint32_t ranks_;
   std::string arena_path_;
-  std::optional<InFlight> in_flight_;
-  std::optional<int> committed_buffer_;
+  std::array<std::optional<uint64_t>, 2> steps_;  // that the buffers hold
   uint64_t skipped_ = 0;
 };
 

@@ -3,7 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <filesystem>
+#include <fstream>
+#include <numeric>
 #include <random>
 
 #include "proto/job_spec.h"
@@ -18,6 +21,7 @@
 namespace moesaic {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 // The elements of a box of a whole object, row-major.
@@ -143,6 +147,194 @@ TEST_F(RestoreTest, ResumeIsRefusedWithEveryFieldThatChanged) {
               HasSubstr("train.init_from"));
 }
 
+// A peer in this process: it serves one arena file, and can be made to lie.
+class FakePeer : public SnapshotPeer {
+ public:
+  explicit FakePeer(const std::string& path) : reader_(*SnapshotReader::Open(path)) {}
+
+  absl::StatusOr<SnapshotIndex> Index(const SnapshotRef&) override { return reader_->index(); }
+  absl::Status Read(const ReadSnapshotRequest& request, const Sink& sink) override {
+    if (gone) return absl::UnavailableError("the host is away");
+    for (const auto& range : request.ranges()) {
+      bytes_read += range.bytes();
+      std::vector<std::byte> all;
+      const absl::Status read = reader_->Read(
+          static_cast<int>(range.object()), 0, UINT64_MAX,
+          [&](uint64_t, std::span<const std::byte> bytes) {
+            all.insert(all.end(), bytes.begin(), bytes.end());
+            return absl::OkStatus();
+          });
+      if (!read.ok()) return read;
+      if (flip) all[range.begin()] ^= std::byte{1};
+      std::span<const std::byte> rest = std::span(all).subspan(range.begin(), range.bytes());
+      if (cut) rest = rest.first(rest.size() - 1);
+      while (!rest.empty()) {  // odd pieces, as a network may make them
+        const auto piece = rest.first(std::min<size_t>(rest.size(), 100003));
+        if (absl::Status status = sink(piece); !status.ok()) return status;
+        rest = rest.subspan(piece.size());
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  std::atomic<uint64_t> bytes_read = 0;
+  bool gone = false, flip = false, cut = false;
+
+ private:
+  const std::unique_ptr<SnapshotReader> reader_;
+};
+
+// Two ranks' snapshots of one object of 1,000 x 1,024 floats: its upper and its lower half.
+class SourcesTest : public ::testing::Test {
+ protected:
+  static constexpr uint64_t kRows = 1000, kColumns = 1024;
+
+  SourcesTest() {
+    std::filesystem::remove_all(path_);
+    std::filesystem::create_directories(path_);
+    std::iota(whole_.begin(), whole_.end(), 0.0f);
+    for (uint32_t rank : {0u, 1u}) WriteSnapshot(rank);
+  }
+  ~SourcesTest() override { std::filesystem::remove_all(path_); }
+
+  static Box Half(uint32_t rank) { return MakeBox({rank * kRows / 2, 0}, {kRows / 2, kColumns}); }
+  std::string ArenaOf(uint32_t rank) const { return path_ + "/r" + std::to_string(rank); }
+
+  void WriteSnapshot(uint32_t rank) const {
+    SnapshotIndex index;
+    index.set_job("j");
+    index.set_generation(3);
+    index.set_rank(rank);
+    index.set_ranks(2);
+    index.mutable_state()->set_step(7);
+    ArenaObject* object = index.add_objects();
+    object->set_kind(MASTER);
+    object->set_name("w");
+    object->set_element(ELEMENT_F32);
+    object->add_shape(kRows);
+    object->add_shape(kColumns);
+    *object->mutable_box() = Half(rank);
+    auto writer = *SnapshotWriter::Create(ArenaOf(rank), index);
+    writer->CopyObject(0, std::as_bytes(std::span(whole_)).subspan(
+                              rank * whole_.size() * 2, whole_.size() * 2));
+    ASSERT_TRUE(writer->Finish().ok());
+  }
+
+  // A healthy copy of rank 0's.
+  void WriteSnapshotElsewhere() const {
+    std::filesystem::rename(ArenaOf(0), path_ + "/damaged");
+    WriteSnapshot(0);
+    std::filesystem::rename(ArenaOf(0), path_ + "/copy");
+  }
+
+  static HeldSnapshot Held(uint32_t rank, const std::string& path) {
+    HeldSnapshot held;
+    held.set_job("j");
+    held.set_generation(3);
+    held.set_step(7);
+    held.set_rank(rank);
+    held.set_path(path);
+    return held;
+  }
+  static SnapshotRef Ref(uint32_t rank) {
+    SnapshotRef ref;
+    ref.set_job("j");
+    ref.set_generation(3);
+    ref.set_step(7);
+    ref.set_rank(rank);
+    return ref;
+  }
+
+  std::unique_ptr<ObjectSource> Arena(uint32_t rank) const {
+    auto source = OpenArenaSource(Held(rank, ArenaOf(rank)));
+    EXPECT_TRUE(source.ok()) << source.status();
+    return *std::move(source);
+  }
+  std::unique_ptr<ObjectSource> Peer(uint32_t rank, std::shared_ptr<FakePeer> peer) const {
+    auto source = OpenPeerSource(std::move(peer), Ref(rank), "n2");
+    EXPECT_TRUE(source.ok()) << source.status();
+    return *std::move(source);
+  }
+
+  absl::StatusOr<RestoreSummary> Restore(std::vector<const ObjectSource*> sources, const Box& box,
+                                         std::vector<float>* into) const {
+    into->assign(*CheckedElements(AsShape(box.length())), -1.0f);
+    const RestoreTarget target = {MASTER, "w", box, *into};
+    return RestoreObjects(sources, {&target, 1}, 2);
+  }
+  void Flip(const std::string& path, uint64_t from_end) const {
+    std::fstream file(path, std::ios::binary | std::ios::in | std::ios::out);
+    file.seekg(-static_cast<std::streamoff>(from_end), std::ios::end);
+    const char byte = static_cast<char>(file.get() ^ 1);
+    file.seekp(-static_cast<std::streamoff>(from_end), std::ios::end);
+    file.put(byte);
+  }
+
+  const Box all_ = MakeBox({0, 0}, {kRows, kColumns});
+  std::string path_ = testing::TempDir() + "/sources." + std::to_string(getpid());
+  std::vector<float> whole_ = std::vector<float>(kRows * kColumns);
+  std::vector<float> got_;
+};
+
+TEST_F(SourcesTest, OwnMemoryFirstThenThePeerAndOnlyTheBytesThatAreNeeded) {
+  const auto own = Arena(0);
+  const auto peers = std::make_shared<FakePeer>(ArenaOf(0));
+  const auto other = std::make_shared<FakePeer>(ArenaOf(1));
+  const auto copy = Peer(0, peers), rest = Peer(1, other);
+  auto summary = Restore({own.get(), copy.get(), rest.get()}, all_, &got_);
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  EXPECT_EQ(got_, whole_);
+  EXPECT_THAT(summary->bytes, ElementsAre(kRows * kColumns * 2, 0u, kRows * kColumns * 2));
+  EXPECT_TRUE(summary->bad.empty());
+  EXPECT_EQ(peers->bytes_read, 0u);
+
+  // One row of the lower half: only its chunk crosses the wire, the second and last one.
+  other->bytes_read = 0;
+  const Box row = MakeBox({kRows / 2 + 300, 0}, {1, kColumns});
+  summary = Restore({own.get(), copy.get(), rest.get()}, row, &got_);
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  EXPECT_EQ(got_, Part(whole_, std::vector<uint64_t>{kRows, kColumns}, row));
+  EXPECT_EQ(other->bytes_read, kRows * kColumns * 2 - kSnapshotChunk);
+  EXPECT_THAT(summary->bytes, ElementsAre(0u, 0u, kColumns * sizeof(float)));
+}
+
+TEST_F(SourcesTest, C6_ABadSourceIsLeftForTheNextThatHasTheSame) {
+  Flip(ArenaOf(0), 100);
+  const auto damaged = Arena(0);
+  const auto lower = Arena(1);
+  WriteSnapshotElsewhere();
+  const auto copy = std::make_shared<FakePeer>(path_ + "/copy");
+  const auto healthy = Peer(0, copy);
+  auto summary = Restore({damaged.get(), lower.get(), healthy.get()}, all_, &got_);
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  EXPECT_EQ(got_, whole_);
+  ASSERT_EQ(summary->bad.size(), 1u);
+  EXPECT_EQ(summary->bad[0].source, 0);
+  EXPECT_TRUE(absl::IsDataLoss(summary->bad[0].status)) << summary->bad[0].status;
+  EXPECT_THAT(summary->bad[0].status.message(), HasSubstr("object master/w [0:500, 0:1024]"));
+
+  // None is left: the last one's error, which names it.
+  for (bool FakePeer::*fault : {&FakePeer::flip, &FakePeer::cut, &FakePeer::gone}) {
+    (*copy).*fault = true;
+    summary = Restore({damaged.get(), lower.get(), healthy.get()}, all_, &got_);
+    EXPECT_EQ(summary.status().code(), fault == &FakePeer::gone ? absl::StatusCode::kUnavailable
+                                                                : absl::StatusCode::kDataLoss);
+    EXPECT_THAT(summary.status().message(), HasSubstr("rank 0 in the memory of node n2"));
+    (*copy).*fault = false;
+  }
+  EXPECT_TRUE(absl::IsFailedPrecondition(Restore({lower.get()}, all_, &got_).status()));
+}
+
+TEST_F(SourcesTest, ASnapshotOfAnotherStepIsRefused) {
+  HeldSnapshot held = Held(0, ArenaOf(0));
+  held.set_step(8);
+  EXPECT_THAT(OpenArenaSource(held).status().message(), HasSubstr("is now of rank 0 at step 7"));
+  SnapshotRef ref = Ref(1);
+  EXPECT_TRUE(absl::IsDataLoss(
+      OpenPeerSource(std::make_shared<FakePeer>(ArenaOf(0)), ref, "n2").status()));
+  EXPECT_TRUE(absl::IsNotFound(OpenArenaSource(Held(2, ArenaOf(2))).status()));
+}
+
 class SnapshotTest : public ::testing::Test {
  protected:
   SnapshotTest() {
@@ -181,7 +373,7 @@ class SnapshotTest : public ::testing::Test {
 };
 
 TEST_F(SnapshotTest, GoesFromMemoryToDiskAndBackBitForBit) {
-  SnapshotTaker taker(worker_, path_ + "/arena");
+  SnapshotTaker taker(worker_, 2, path_ + "/arena");
   const auto report = taker.Take(TinyState(6), objects_, 2);
   ASSERT_TRUE(report.ok() && report->has_value()) << report.status();
   EXPECT_EQ((*report)->step(), 6u);
@@ -213,38 +405,74 @@ TEST_F(SnapshotTest, GoesFromMemoryToDiskAndBackBitForBit) {
   EXPECT_EQ(got, values_);
 }
 
-TEST_F(SnapshotTest, C11_AtMostTwoBuffersAndOneInFlight) {
-  SnapshotTaker taker(worker_, path_ + "/arena");
-  const auto take = [&](uint64_t step) {
-    const auto report = taker.Take(TinyState(step), objects_, 1);
+class BufferTest : public SnapshotTest {
+ protected:
+  // The buffer it went to; -1: there was none.
+  int Take(uint64_t step) {
+    const auto report = taker_.Take(TinyState(step), objects_, 1);
     EXPECT_TRUE(report.ok()) << report.status();
     return report->has_value() ? static_cast<int>((*report)->buffer()) : -1;
-  };
-  EXPECT_EQ(take(10), 0);
-  EXPECT_EQ(take(11), -1);
-  EXPECT_EQ(taker.skipped(), 1u);
-  taker.Settle(9, 9);
-  EXPECT_TRUE(taker.in_flight());
-  taker.Settle(10, 0);
-  EXPECT_FALSE(taker.in_flight());
-  EXPECT_TRUE(Exists(0));
-  EXPECT_EQ(take(20), 1);
-  EXPECT_TRUE(Exists(0) && Exists(1));
-  taker.Settle(10, 20);  // given up: the committed one stays
-  EXPECT_TRUE(Exists(0));
-  EXPECT_FALSE(Exists(1));
-  EXPECT_EQ(take(30), 1);
-  taker.Settle(30, 20);
+  }
+  void Settle(uint64_t committed, uint64_t aborted, uint64_t memory = 0,
+              std::vector<uint64_t> kept = {}) {
+    Control control;
+    control.set_committed_step(committed);
+    control.set_aborted_snapshot_step(aborted);
+    control.set_memory_step(memory);
+    control.mutable_kept_steps()->Assign(kept.begin(), kept.end());
+    taker_.Settle(control);
+  }
+
+  SnapshotTaker taker_{worker_, 2, path_ + "/arena"};
+};
+
+TEST_F(BufferTest, C11_AtMostTwoBuffersAndTheSecondOnlyInFlight) {
+  EXPECT_EQ(Take(10), 0);
+  EXPECT_EQ(Take(11), 1);
+  EXPECT_EQ(Take(12), -1);
+  EXPECT_EQ(taker_.skipped(), 1u);
+  Settle(9, 9, 9, {9});
+  EXPECT_TRUE(taker_.full());
+  Settle(0, 0, 10, {10});
+  EXPECT_TRUE(taker_.full());  // 11 is in flight
+  Settle(0, 0, 11, {11});
   EXPECT_FALSE(Exists(0));
-  EXPECT_EQ(take(40), 0);
+  EXPECT_TRUE(Exists(1));
+  EXPECT_EQ(Take(20), 0);
+  Settle(0, 20, 11, {11});  // given up: the one in memory stays
+  EXPECT_FALSE(Exists(0));
+  EXPECT_TRUE(Exists(1));
+}
+
+TEST_F(BufferTest, C11_WhatIsReadIsNotWrittenOver) {
+  EXPECT_EQ(Take(10), 0);
+  Settle(0, 0, 10, {10});
+  EXPECT_EQ(Take(20), 1);
+  Settle(0, 0, 20, {10, 20});  // 10 is on its way to disk
+  EXPECT_EQ(Take(30), -1);
+  Settle(10, 0, 20, {20});
+  EXPECT_EQ(Take(30), 0);
+  EXPECT_TRUE(Exists(0) && Exists(1));
+}
+
+TEST_F(BufferTest, C11_ACoordinatorThatKeepsNothingInMemoryFreesByItsCommits) {
+  EXPECT_EQ(Take(10), 0);
+  Settle(10, 0);
+  EXPECT_TRUE(Exists(0));
+  EXPECT_EQ(Take(20), 1);
+  Settle(10, 0);
+  EXPECT_TRUE(taker_.full());
+  Settle(20, 0);
+  EXPECT_FALSE(Exists(0));
+  EXPECT_TRUE(Exists(1));
 }
 
 TEST_F(SnapshotTest, AWrongSourceIsRefused) {
-  SnapshotTaker taker(worker_, path_ + "/arena");
+  SnapshotTaker taker(worker_, 2, path_ + "/arena");
   objects_[0].source = objects_[0].source.subspan(1);
   EXPECT_THAT(taker.Take(TinyState(1), objects_, 1).status().message(),
               HasSubstr("master/embedding: box [0:16, 0:8] is not of 127 floats"));
-  EXPECT_FALSE(taker.in_flight());
+  EXPECT_FALSE(Exists(0));
 }
 
 }  // namespace

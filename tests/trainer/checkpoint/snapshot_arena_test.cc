@@ -6,6 +6,9 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <span>
+#include <utility>
+#include <vector>
 
 #include "tests/trainer/checkpoint/boxes.h"
 
@@ -38,9 +41,22 @@ class SnapshotArenaTest : public ::testing::Test {
     auto writer = SnapshotWriter::Create(path_, Index(rows));
     EXPECT_TRUE(writer.ok()) << writer.status();
     for (int i = 0; i < 2; ++i) {
-      std::memset((*writer)->object(i).data(), value + i, (*writer)->object(i).size());
+      const std::vector<std::byte> bytes(rows * sizeof(float), static_cast<std::byte>(value + i));
+      (*writer)->CopyObject(i, bytes);
     }
     return *std::move(writer);
+  }
+
+  static std::vector<std::byte> ReadAll(const SnapshotReader& reader, int i) {
+    std::vector<std::byte> all;
+    const absl::Status status =
+        reader.Read(i, 0, UINT64_MAX, [&](uint64_t begin, std::span<const std::byte> bytes) {
+          EXPECT_EQ(begin, all.size());
+          all.insert(all.end(), bytes.begin(), bytes.end());
+          return absl::OkStatus();
+        });
+    EXPECT_TRUE(status.ok()) << status;
+    return all;
   }
 
   std::string path_ = testing::TempDir() + "/arena." + std::to_string(getpid());
@@ -52,9 +68,10 @@ TEST_F(SnapshotArenaTest, TheReaderSeesWhatTheWriterWrote) {
   ASSERT_TRUE(reader.ok()) << reader.status();
   EXPECT_EQ((*reader)->index().state().step(), 7u);
   for (int i = 0; i < 2; ++i) {
-    ASSERT_EQ((*reader)->object(i).size(), 20u);
-    EXPECT_EQ(reinterpret_cast<uintptr_t>((*reader)->object(i).data()) % 64, 0u);
-    for (std::byte byte : (*reader)->object(i)) EXPECT_EQ(static_cast<int>(byte), 1 + i);
+    const std::vector<std::byte> bytes = ReadAll(**reader, i);
+    ASSERT_EQ(bytes.size(), 20u);
+    EXPECT_EQ((*reader)->index().objects(i).offset() % 64, 0u);
+    for (std::byte byte : bytes) EXPECT_EQ(static_cast<int>(byte), 1 + i);
   }
 }
 
@@ -73,7 +90,7 @@ TEST_F(SnapshotArenaTest, AReaderKeepsItsMappingWhenTheSizeChanges) {
   const auto reader = SnapshotReader::Open(path_);
   ASSERT_TRUE(reader.ok());
   ASSERT_TRUE(Write(5, 9)->Finish().ok());
-  EXPECT_EQ(static_cast<int>((*reader)->object(1).back()), 2);
+  EXPECT_EQ(static_cast<int>(ReadAll(**reader, 1).back()), 2);
 }
 
 TEST_F(SnapshotArenaTest, EveryTruncationAndEveryFlippedBitOfTheIndexIsFound) {
@@ -94,6 +111,42 @@ TEST_F(SnapshotArenaTest, EveryTruncationAndEveryFlippedBitOfTheIndexIsFound) {
     std::string bad = good;
     bad[at] = static_cast<char>(bad[at] ^ 0x10);
     EXPECT_TRUE(absl::IsDataLoss(open(bad))) << at;
+  }
+}
+
+// Header and index are found at Open; the objects' bytes when they are read, and only they; what
+// lies between is no part of the snapshot.
+TEST_F(SnapshotArenaTest, C6_EveryFlippedByteOfTheFileIsFound) {
+  ASSERT_TRUE(Write(300000, 1)->Finish().ok());
+  std::vector<std::pair<uint64_t, uint64_t>> places;
+  {
+    const auto reader = SnapshotReader::Open(path_);
+    for (const ArenaObject& object : (*reader)->index().objects()) {
+      places.push_back({object.offset(), object.bytes()});
+    }
+  }
+  std::fstream file(path_, std::ios::binary | std::ios::in | std::ios::out);
+  const auto flip = [&](uint64_t at) {
+    char byte = 0;
+    file.seekg(static_cast<std::streamoff>(at)).get(byte);
+    file.seekp(static_cast<std::streamoff>(at)).put(static_cast<char>(byte ^ 4)).flush();
+  };
+  const auto sink = [](uint64_t, std::span<const std::byte>) { return absl::OkStatus(); };
+  for (int i = 0; i < 2; ++i) {
+    const auto [offset, bytes] = places[static_cast<size_t>(i)];
+    for (uint64_t at : {uint64_t{0}, kSnapshotChunk - 1, kSnapshotChunk, bytes - 1}) {
+      flip(offset + at);
+      const auto reader = SnapshotReader::Open(path_);
+      ASSERT_TRUE(reader.ok());
+      const absl::Status status = (*reader)->Read(i, at, at + 1, sink);
+      EXPECT_TRUE(absl::IsDataLoss(status)) << at;
+      EXPECT_THAT(status.message(), HasSubstr(i == 0 ? "object master/a" : "object master/b"));
+      EXPECT_TRUE((*reader)->Read(1 - i, 0, bytes, sink).ok());
+      // Only the chunks that are asked for are looked at.
+      const uint64_t other = at < kSnapshotChunk ? kSnapshotChunk : 0;
+      EXPECT_TRUE((*reader)->Read(i, other, other + 1, sink).ok());
+      flip(offset + at);
+    }
   }
 }
 

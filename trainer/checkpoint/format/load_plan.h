@@ -21,6 +21,33 @@ struct LoadTarget {
   Box box;
 };
 
+// A stored piece of an object, in whatever holds it: a shard of a step folder, an object of a
+// snapshot.
+struct StoredPart {
+  ObjectKind kind = MASTER;
+  std::string name;
+  ElementKind element = ELEMENT_F32;
+  std::vector<uint64_t> shape;  // of the whole object
+  Box box;
+  uint64_t bytes = 0;
+};
+
+// Bytes [begin, end) of one part of one source, which is all that these targets need of it.
+struct PartRead {
+  int source = 0;
+  int part = 0;
+  uint64_t begin = 0;
+  uint64_t end = 0;
+  std::vector<int> targets;
+};
+
+// For each target the parts that make it up: of the first source, where that has them, else of the
+// next. The sources hold one state (the same step of the same job), so that a target may be put
+// together from several. Reads come by source and part. NotFound names an object that no source has;
+// FailedPrecondition a target outside its object, or one that the sources do not cover.
+absl::StatusOr<std::vector<PartRead>> PlanParts(
+    std::span<const std::span<const StoredPart>> sources, std::span<const LoadTarget> targets);
+
 // One stored shard, read whole (so that its checksum can be checked) and copied to the targets that
 // it meets; RunCursor gives the runs of each.
 struct ShardRead {

@@ -336,7 +336,11 @@ absl::StatusOr<ShardsPersisted> PersistShards(const SnapshotReader& snapshot, ui
     source.box = object.box();
     source.layer = object.layer();
     source.expert = object.expert();
-    source.produce = [&snapshot, i](const ByteSink& sink) { return sink(snapshot.object(i)); };
+    source.produce = [&snapshot, i, bytes = object.bytes()](const ByteSink& sink) {
+      return snapshot.Read(i, 0, bytes, [&sink](uint64_t, std::span<const std::byte> piece) {
+        return sink(piece);
+      });
+    };
     sources.push_back(std::move(source));
   }
   absl::StatusOr<WrittenShards> written =

@@ -22,7 +22,7 @@ namespace {
 
 constexpr char kComplete[9] = "MOEARENA";
 constexpr char kWriting[9] = "MOEWRITE";
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr uint64_t kAlignment = 64;
 constexpr uint64_t kMaxIndexBytes = 256ull << 20;
 
@@ -96,7 +96,13 @@ absl::StatusOr<uint64_t> LayOut(SnapshotIndex* index) {
           absl::StrCat("snapshot: ", ObjectLabel(object.kind(), object.name()), ": ",
                        valid.ok() ? "unknown element kind" : valid.message()));
     }
+    if (SnapshotChunks(*bytes) > kMaxIndexBytes / sizeof(uint64_t)) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("snapshot: ", ObjectLabel(object.kind(), object.name()), ": ", *bytes,
+                       " bytes are too many for one object"));
+    }
     object.set_bytes(*bytes);
+    object.mutable_chunk_xxh3()->Resize(static_cast<int>(SnapshotChunks(*bytes)), 0);
     // The largest value, so that the length of the index does not depend on the real ones.
     object.set_offset(UINT64_MAX);
   }
@@ -141,8 +147,11 @@ class ArenaWriter : public SnapshotWriter {
 
   const SnapshotIndex& index() const override { return index_; }
 
-  std::span<std::byte> object(int i) override {
-    return mapping_.bytes().subspan(index_.objects(i).offset(), index_.objects(i).bytes());
+  void CopyChunk(int i, uint64_t chunk, std::span<const std::byte> bytes) override {
+    ArenaObject* object = index_.mutable_objects(i);
+    object->set_chunk_xxh3(static_cast<int>(chunk), Xxh3Short(bytes));
+    std::memcpy(mapping_.bytes().data() + object->offset() + chunk * kSnapshotChunk, bytes.data(),
+                bytes.size());
   }
 
   absl::Status Finish() override {
@@ -174,8 +183,18 @@ class ArenaReader : public SnapshotReader {
 
   const SnapshotIndex& index() const override { return index_; }
 
-  std::span<const std::byte> object(int i) const override {
-    return mapping_.bytes().subspan(index_.objects(i).offset(), index_.objects(i).bytes());
+  absl::Status Read(int i, uint64_t begin, uint64_t end, const Sink& sink) const override {
+    const ArenaObject& object = index_.objects(i);
+    const std::span<const std::byte> all =
+        mapping_.bytes().subspan(object.offset(), object.bytes());
+    for (uint64_t at = begin / kSnapshotChunk * kSnapshotChunk; at < std::min(end, object.bytes());
+         at += kSnapshotChunk) {
+      const auto bytes = all.subspan(at, std::min(kSnapshotChunk, object.bytes() - at));
+      absl::Status status = CheckChunk(object, at / kSnapshotChunk, bytes);
+      if (status.ok()) status = sink(at, bytes);
+      if (!status.ok()) return status;
+    }
+    return absl::OkStatus();
   }
 
  private:
@@ -191,7 +210,8 @@ absl::Status CheckIndex(const SnapshotIndex& index, uint64_t index_bytes, uint64
         CheckedBytes(object.element(), AsShape(object.box().length()));
     if (!ValidateBox(object.box(), AsShape(object.shape())).ok() || bytes != object.bytes() ||
         object.offset() % kAlignment != 0 || object.offset() < free ||
-        object.offset() > file_bytes || object.bytes() > file_bytes - object.offset()) {
+        object.offset() > file_bytes || object.bytes() > file_bytes - object.offset() ||
+        static_cast<uint64_t>(object.chunk_xxh3_size()) != SnapshotChunks(object.bytes())) {
       return absl::DataLossError(
           absl::StrCat("object ", ObjectLabel(object.kind(), object.name()), " ",
                        DescribeBox(object.box()), " does not fit its place in the file"));
@@ -231,6 +251,19 @@ absl::StatusOr<SnapshotIndex> ReadIndex(std::span<const std::byte> file) {
 }
 
 }  // namespace
+
+absl::Status CheckChunk(const ArenaObject& object, uint64_t chunk,
+                        std::span<const std::byte> bytes) {
+  if (Xxh3Short(bytes) == object.chunk_xxh3(static_cast<int>(chunk))) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat("object ", ObjectLabel(object.kind(), object.name()), " ",
+                                          DescribeBox(object.box()), ": the bytes from ",
+                                          chunk * kSnapshotChunk,
+                                          " on do not match their checksum"));
+}
+
+absl::Status CheckSnapshotIndex(const SnapshotIndex& index) {
+  return CheckIndex(index, index.ByteSizeLong(), UINT64_MAX);
+}
 
 absl::StatusOr<std::unique_ptr<SnapshotWriter>> SnapshotWriter::Create(const std::string& path,
                                                                        SnapshotIndex index) {

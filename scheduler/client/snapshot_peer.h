@@ -1,0 +1,34 @@
+// SnapshotPeer: snapshots in another host's memory, read over its agent's service. The gRPC kind is
+// in snapshot_peer.cc; tests pass their own.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "proto/agent.pb.h"
+
+namespace moesaic {
+
+// Thread-safe: several calls may go on at once.
+class SnapshotPeer {
+ public:
+  virtual ~SnapshotPeer() = default;
+  // Errors of both: Unavailable and DeadlineExceeded (the host is away or silent),
+  // FailedPrecondition ("stale generation": it does not know the asking generation, or its token is
+  // another), NotFound (it does not hold this snapshot), DataLoss (bytes changed on the way).
+  virtual absl::StatusOr<SnapshotIndex> Index(const SnapshotRef& snapshot) = 0;
+  // Gives the ranges' bytes, one range after another, in pieces of at most 1 MiB that do not cross
+  // ranges. An error of the sink ends the call and is returned.
+  using Sink = std::function<absl::Status(std::span<const std::byte> bytes)>;
+  virtual absl::Status Read(const ReadSnapshotRequest& request, const Sink& sink) = 0;
+};
+
+// To the AgentService at `address`. Does not connect yet.
+using SnapshotPeerFactory =
+    std::function<std::unique_ptr<SnapshotPeer>(const std::string& address)>;
+
+}  // namespace moesaic
