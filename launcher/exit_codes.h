@@ -20,6 +20,7 @@ enum ExitCode : int {
   kExitTerminated = 143,
 
   // From a worker to its agent.
+  kExitSnapshotLost = 74,    // in memory, that was to be restored
   kExitPlannedRestart = 75,
   kExitWatchdog = 86,
   kExitStaleGeneration = 87,

@@ -17,6 +17,7 @@
 #include "launcher/exit_codes.h"
 #include "parallel/comm/mpi.h"
 #include "scheduler/client/coordinator_client.h"
+#include "scheduler/client/snapshot_peer.h"
 #include "trainer/loop/watchdog.h"
 #include "trainer/loop/worker.h"
 
@@ -43,6 +44,7 @@ int ExitCodeOf(WorkerEnd end) {
     case WorkerEnd::kMismatch: return kExitMismatch;
     case WorkerEnd::kCorrupt: return kExitDataCorrupt;
     case WorkerEnd::kBadCheckpoint: return kExitCheckpointInvalid;
+    case WorkerEnd::kSnapshotLost: return kExitSnapshotLost;
     case WorkerEnd::kBadInput: return kExitUsage;
     case WorkerEnd::kFailed: return kExitJobFailed;
   }
@@ -108,6 +110,10 @@ int RunTrain(const TrainOptions& options, const WorkerEnvironment& environment) 
                         .world = world.get(),
                         .watchdog = watchdog.get(),
                         .identity = identity,
+                        .open_peer =
+                            [](const std::string& address) {
+                              return ConnectToSnapshotPeer(address, std::nullopt);
+                            },
                         .binary = DescribeBuild()});
   }
   watchdog->Stop();

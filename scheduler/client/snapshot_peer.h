@@ -4,12 +4,14 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "proto/agent.pb.h"
+#include "scheduler/client/credentials.h"
 
 namespace moesaic {
 
@@ -27,7 +29,12 @@ class SnapshotPeer {
   virtual absl::Status Read(const ReadSnapshotRequest& request, const Sink& sink) = 0;
 };
 
-// To the AgentService at `address`. Does not connect yet.
+// Over gRPC, to the AgentService at `address`. Does not connect yet. A host that does not answer is
+// Unavailable or DeadlineExceeded after some seconds; an agent that has not yet heard of the asking
+// generation is asked again for as long.
+std::unique_ptr<SnapshotPeer> ConnectToSnapshotPeer(const std::string& address,
+                                                    const std::optional<TlsIdentity>& tls);
+
 using SnapshotPeerFactory =
     std::function<std::unique_ptr<SnapshotPeer>(const std::string& address)>;
 

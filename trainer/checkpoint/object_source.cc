@@ -195,19 +195,34 @@ absl::StatusOr<std::unique_ptr<ObjectSource>> OpenArenaSource(const HeldSnapshot
   return std::make_unique<ArenaFile>(name, *std::move(reader));
 }
 
-absl::StatusOr<std::unique_ptr<ObjectSource>> OpenPeerSource(std::shared_ptr<SnapshotPeer> peer,
-                                                             const SnapshotRef& snapshot,
-                                                             const std::string& node) {
-  const std::string name =
-      absl::StrCat("snapshot of rank ", snapshot.rank(), " in the memory of node ", node);
+absl::StatusOr<SnapshotIndex> FetchSnapshotIndex(SnapshotPeer* peer, const SnapshotRef& snapshot) {
   absl::StatusOr<SnapshotIndex> index = peer->Index(snapshot);
   absl::Status status = index.status();
   if (status.ok()) status = CheckSnapshotIndex(*index);
-  if (!status.ok()) {
-    return absl::Status(status.code(), absl::StrCat(name, ": ", status.message()));
+  if (status.ok()) status = CheckIdentity(*index, snapshot, "the index");
+  if (!status.ok()) return status;
+  return index;
+}
+
+std::unique_ptr<ObjectSource> PeerSource(std::shared_ptr<SnapshotPeer> peer,
+                                         const SnapshotRef& snapshot, const std::string& node,
+                                         SnapshotIndex index) {
+  const std::string name =
+      absl::StrCat("snapshot of rank ", snapshot.rank(), " in the memory of node ", node);
+  return std::make_unique<PeerSnapshot>(name, std::move(peer), snapshot, std::move(index));
+}
+
+absl::StatusOr<std::unique_ptr<ObjectSource>> OpenPeerSource(std::shared_ptr<SnapshotPeer> peer,
+                                                             const SnapshotRef& snapshot,
+                                                             const std::string& node) {
+  absl::StatusOr<SnapshotIndex> index = FetchSnapshotIndex(peer.get(), snapshot);
+  if (!index.ok()) {
+    return absl::Status(index.status().code(),
+                        absl::StrCat("snapshot of rank ", snapshot.rank(),
+                                     " in the memory of node ", node, ": ",
+                                     index.status().message()));
   }
-  if (absl::Status same = CheckIdentity(*index, snapshot, name); !same.ok()) return same;
-  return std::make_unique<PeerSnapshot>(name, std::move(peer), snapshot, *std::move(index));
+  return PeerSource(std::move(peer), snapshot, node, *std::move(index));
 }
 
 }  // namespace moesaic

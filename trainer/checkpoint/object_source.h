@@ -45,8 +45,16 @@ std::unique_ptr<ObjectSource> StepFolderSource(const Folder& step, const Manifes
 // snapshot that `held` says.
 absl::StatusOr<std::unique_ptr<ObjectSource>> OpenArenaSource(const HeldSnapshot& held);
 
-// A snapshot that the agent of `node` holds. Asks it for the index at once. Errors as SnapshotPeer,
-// and DataLoss for an index that is damaged or of another snapshot.
+// The index of a snapshot that a peer holds. Errors as SnapshotPeer, and DataLoss for one that is
+// damaged or of another snapshot.
+absl::StatusOr<SnapshotIndex> FetchSnapshotIndex(SnapshotPeer* peer, const SnapshotRef& snapshot);
+
+// A snapshot that the agent of `node` holds, with its index.
+std::unique_ptr<ObjectSource> PeerSource(std::shared_ptr<SnapshotPeer> peer,
+                                         const SnapshotRef& snapshot, const std::string& node,
+                                         SnapshotIndex index);
+
+// Both: asks for the index at once.
 absl::StatusOr<std::unique_ptr<ObjectSource>> OpenPeerSource(std::shared_ptr<SnapshotPeer> peer,
                                                              const SnapshotRef& snapshot,
                                                              const std::string& node);

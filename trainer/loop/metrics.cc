@@ -50,6 +50,7 @@ std::string MetricsLine(const StepMetrics& metrics) {
   for (const double load : metrics.expert_load_max_over_mean()) loads.push_back(Number(load));
   line["expert_load_max_over_mean"] = std::move(loads);
   if (metrics.has_validation_loss()) line["validation_loss"] = Number(metrics.validation_loss());
+  if (metrics.has_snapshot_seconds()) line["snapshot_seconds"] = metrics.snapshot_seconds();
   if (metrics.skipped()) line["skipped"] = true;
   return line.dump();
 }

@@ -16,7 +16,7 @@ namespace moesaic {
 struct ControlWord {
   bool stop = false;        // snapshot after this step, then leave
   bool snapshot = false;    // snapshot after this step
-  bool hold_snapshots = false;  // an earlier snapshot is still being persisted: take none
+  bool hold_snapshots = false;  // both buffers are in use: take none
 };
 
 struct StepSumsShape {

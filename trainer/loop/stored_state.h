@@ -7,7 +7,9 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "proto/coordinator.pb.h"
 #include "proto/job.pb.h"
+#include "scheduler/client/snapshot_peer.h"
 #include "trainer/checkpoint/snapshot.h"
 #include "trainer/loop/trainer.h"
 
@@ -31,6 +33,26 @@ struct RestoreInto {
 // Compute weights are not touched: the caller publishes them.
 absl::StatusOr<TrainingState> RestoreTraining(const std::string& folder, const JobSpec& spec,
                                               const RestoreInto& into);
+
+// Where a rank of a generation finds itself, for a restore from memory.
+struct RestoreFrom {
+  RestoreSources sources;        // with at least one snapshot, or a path
+  std::string node;              // of this rank: its snapshots are files here
+  WorkerIdentity asking;         // what agents of other nodes want to know
+  SnapshotPeerFactory open_peer; // to those agents
+};
+
+struct RestoredTraining {
+  TrainingState state;
+  // For people: from where, how much, and which sources turned out bad.
+  std::string summary;
+};
+
+// The same from wherever the coordinator says. Per object: this node's memory, another node's, the
+// step folder. FailedPrecondition, DataLoss and NotFound as above, for what is on disk; Unavailable:
+// a snapshot that this needs is lost, and the step is not on disk.
+absl::StatusOr<RestoredTraining> RestoreTraining(const RestoreFrom& from, const JobSpec& spec,
+                                                 const RestoreInto& into);
 
 // Masters only. For train.init_from, evaluation and generation. Errors as above, but a checkpoint of
 // parameters only will do.

@@ -9,6 +9,7 @@
 #include <optional>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/log.h"
@@ -68,28 +69,37 @@ class Generation {
 
  private:
   std::optional<WorkerResult> SetUp();
+  RestoreFrom WhereToRestoreFrom() const;
   std::optional<WorkerResult> FillParameters();
   std::optional<WorkerResult> AgreeToStart();
   WorkerResult Train();
   std::optional<WorkerResult> FinishStep(StepOutcome outcome);
   bool WaitForFreeBuffer();
   absl::StatusOr<SnapshotReport> CopyState();
-  void TakeSnapshot();
+  SnapshotReport TakeSnapshot();
   void Pass(const LoopPlace& place);
   void Report(const char* phase, const StepOutcome* outcome = nullptr);
   const JobSpec& spec() const { return table_.spec(); }
   int threads() const { return static_cast<int>(table_.threads()); }
 
-  bool SnapshotInFlight(const Control& control) {
-    snapshots_->Settle(control.committed_step(), control.aborted_snapshot_step());
-    return snapshots_->in_flight();
+  // Whether the coordinator gave arenas that outlive a generation ("g<generation>-r<rank>"). One that
+  // does not keeps no snapshots in memory, and would write every one to disk.
+  bool SnapshotsStayInMemory() const {
+    const std::string& path = table_.ranks(rank_).arena_path();
+    return absl::StartsWith(path.substr(path.rfind('/') + 1),
+                            absl::StrCat("g", table_.generation(), "-r"));
+  }
+
+  bool NoBuffer(const Control& control) {
+    snapshots_->Settle(control);
+    return snapshots_->full();
   }
 
   ControlWord Wish() {
     const Control control = inputs_.client->LatestControl();
     return {.stop = control.stop(),
             .snapshot = control.snapshot_now(),
-            .hold_snapshots = SnapshotInFlight(control)};
+            .hold_snapshots = NoBuffer(control)};
   }
 
   bool ValidationIsDue(uint64_t step) const {
@@ -128,8 +138,9 @@ std::optional<WorkerResult> Generation::SetUp() {
   if (!trainer.ok()) return FailedInput(trainer.status());
   trainer_ = *std::move(trainer);
   writers_ = CheckpointWriters(trainer_->catalog(), layout->mesh, layout->placement);
-  snapshots_ = std::make_unique<SnapshotTaker>(inputs_.identity,
-                                               table_.ranks(rank_).arena_path());
+  snapshots_ = std::make_unique<SnapshotTaker>(
+      inputs_.identity, static_cast<uint32_t>(table_.ranks_size()),
+      table_.ranks(rank_).arena_path());
   if (auto failed = FillParameters()) return failed;
   *trainer_->state().mutable_placement() =
       StorePlacement(spec(), layout->mesh, layout->placement);
@@ -141,16 +152,34 @@ std::optional<WorkerResult> Generation::SetUp() {
   return std::nullopt;
 }
 
+RestoreFrom Generation::WhereToRestoreFrom() const {
+  RestoreFrom from = {.sources = table_.restore(),
+                      .node = table_.ranks(rank_).node(),
+                      .asking = inputs_.identity,
+                      .open_peer = inputs_.open_peer};
+  from.sources.set_path(table_.restore_path());
+  return from;
+}
+
 std::optional<WorkerResult> Generation::FillParameters() {
   if (inputs_.watchdog != nullptr) inputs_.watchdog->SetPlace({.phase = "restore"});
   Report("restore");
   const RestoreInto into = {
       .catalog = &trainer_->catalog(), .store = &trainer_->store(), .threads = threads()};
   absl::Status status;
-  if (!table_.restore_path().empty()) {
-    auto state = RestoreTraining(table_.restore_path(), spec(), into);
-    status = state.status();
-    if (state.ok()) trainer_->state() = *std::move(state);
+  if (const RestoreFrom from = WhereToRestoreFrom();
+      !from.sources.path().empty() || !from.sources.snapshots().empty()) {
+    const absl::Time began = absl::Now();
+    auto restored = RestoreTraining(from, spec(), into);
+    status = restored.status();
+    if (absl::IsUnavailable(status) && !from.sources.snapshots().empty()) {
+      return Ended(WorkerEnd::kSnapshotLost, std::move(status));
+    }
+    if (restored.ok()) {
+      trainer_->state() = std::move(restored->state);
+      LogInfo("restored step {} in {:.3f} s: {}", trainer_->state().step(),
+              absl::ToDoubleSeconds(absl::Now() - began), restored->summary);
+    }
   } else if (spec().train().has_init_from()) {
     status = RestoreWeights(spec().train().init_from(), into);
   } else {
@@ -205,15 +234,24 @@ std::optional<WorkerResult> Generation::FinishStep(StepOutcome outcome) {
     trainer_->state().set_validation_loss(validation->loss);
   }
   outcome.metrics.set_generation(table_.generation());
+  const SnapshotSchedule schedule = {
+      .every_steps = spec().checkpoint().every_steps(),
+      .memory_every_steps =
+          SnapshotsStayInMemory() ? spec().checkpoint().memory_every_steps() : 0,
+      .last_step = spec().train().steps()};
+  std::optional<SnapshotReport> snapshot;
+  if (schedule.Due(step, outcome.control)) {
+    const absl::Time began = absl::Now();
+    snapshot = TakeSnapshot();
+    outcome.metrics.set_snapshot_seconds(absl::ToDoubleSeconds(absl::Now() - began));
+  }
   if (metrics_ != nullptr) {
     if (absl::Status status = metrics_->Append(outcome.metrics); !status.ok()) {
       LogWarning("{}", std::string(status.message()));
     }
   }
   Report("step", &outcome);
-  const SnapshotSchedule schedule = {.every_steps = spec().checkpoint().every_steps(),
-                                     .last_step = spec().train().steps()};
-  if (schedule.Due(step, outcome.control)) TakeSnapshot();
+  if (snapshot) inputs_.client->ReportSnapshot(*snapshot);
   return std::nullopt;
 }
 
@@ -221,7 +259,7 @@ std::optional<WorkerResult> Generation::FinishStep(StepOutcome outcome) {
 // A snapshot on request, and the last, wait for the one before them.
 bool Generation::WaitForFreeBuffer() {
   const absl::Time deadline = absl::Now() + kBufferDeadline;
-  while (SnapshotInFlight(inputs_.client->LatestControl())) {
+  while (NoBuffer(inputs_.client->LatestControl())) {
     if (absl::Now() > deadline) return false;
     absl::SleepFor(kBufferPoll);
   }
@@ -241,20 +279,14 @@ absl::StatusOr<SnapshotReport> Generation::CopyState() {
 }
 
 // A snapshot that fails is given up; training goes on.
-void Generation::TakeSnapshot() {
-  const uint64_t step = trainer_->state().step();
+SnapshotReport Generation::TakeSnapshot() {
+  auto copied = CopyState();
+  if (copied.ok()) return *std::move(copied);
   SnapshotReport report;
-  if (auto copied = CopyState(); copied.ok()) {
-    report = *std::move(copied);
-  } else {
-    report.set_step(step);
-    report.set_error(std::string(copied.status().message()));
-    LogWarning("snapshot of step {} given up: {}", step, report.error());
-  }
-  if (absl::Status status = inputs_.client->ReportSnapshot(report); !status.ok()) {
-    LogWarning("the coordinator did not take the snapshot of step {}: {}", step,
-               std::string(status.message()));
-  }
+  report.set_step(trainer_->state().step());
+  report.set_error(std::string(copied.status().message()));
+  LogWarning("snapshot of step {} given up: {}", report.step(), report.error());
+  return report;
 }
 
 // The coordinator hears of a long step or validation while it lasts.

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "parallel/comm/communicator.h"
 #include "scheduler/client/coordinator_client.h"
+#include "scheduler/client/snapshot_peer.h"
 #include "trainer/loop/watchdog.h"
 
 namespace moesaic {
@@ -17,6 +18,7 @@ struct WorkerInputs {
   Communicator* world = nullptr;
   Watchdog* watchdog = nullptr;  // may be null
   WorkerIdentity identity = {};  // as the client sends it
+  SnapshotPeerFactory open_peer = {};  // to other nodes' snapshots, for a restore
   std::string binary = {};       // version and build, compared among the ranks
 };
 
@@ -28,6 +30,7 @@ enum class WorkerEnd {
   kMismatch,        // the checkpoint or the other ranks do not fit this job
   kCorrupt,         // a token file
   kBadCheckpoint,   // the checkpoint that was to be restored is corrupt
+  kSnapshotLost,    // a snapshot in memory that was to be restored is gone
   kBadInput,        // a missing or unusable input file
   kFailed,
 };

@@ -1,0 +1,271 @@
+#include "launcher/agent/snapshot_memory.h"
+
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+
+#include "absl/strings/match.h"
+#include "scheduler/client/random_token.h"
+#include "trainer/checkpoint/format/checksum.h"
+#include "trainer/checkpoint/format/snapshot_arena.h"
+#include "trainer/checkpoint/object_source.h"
+#include "trainer/checkpoint/tasks.h"
+
+namespace moesaic {
+namespace {
+
+constexpr char kCopies[] = "copies";
+constexpr char kUnfinished[] = ".tmp";
+// Streams from one peer at a time.
+constexpr int kStreams = 4;
+
+std::vector<std::string> FilesIn(const std::string& folder) {
+  std::vector<std::string> files;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+    if (entry.is_regular_file(error) && !entry.is_symlink(error)) {
+      files.push_back(entry.path().string());
+    }
+  }
+  std::ranges::sort(files);
+  return files;
+}
+
+HeldSnapshot Describe(const SnapshotIndex& index, const std::string& path, bool copy) {
+  HeldSnapshot held;
+  held.set_job(index.job());
+  held.set_generation(index.generation());
+  held.set_step(index.state().step());
+  held.set_rank(index.rank());
+  held.set_ranks(index.ranks());
+  held.set_path(path);
+  held.set_copy(copy);
+  if (index.rank() == 0) *held.mutable_state() = index.state();
+  return held;
+}
+
+// Those of one folder that are whole and of this job.
+std::vector<HeldSnapshot> HeldIn(const std::string& folder, const std::string& job, bool copy) {
+  std::vector<HeldSnapshot> held;
+  for (const std::string& path : FilesIn(folder)) {
+    if (absl::EndsWith(path, kUnfinished)) continue;
+    const auto reader = SnapshotReader::Open(path);
+    if (reader.ok() && (*reader)->index().job() == job) {
+      held.push_back(Describe((*reader)->index(), path, copy));
+    }
+  }
+  return held;
+}
+
+bool IsPlainName(const std::string& name) {
+  return !name.empty() && name[0] != '.' && name.find('/') == std::string::npos;
+}
+
+bool Same(const SnapshotIndex& index, const SnapshotRef& wanted) {
+  return index.job() == wanted.job() && index.generation() == wanted.generation() &&
+         index.rank() == wanted.rank() && index.state().step() == wanted.step();
+}
+
+std::string CopyName(uint64_t generation, uint32_t rank, uint64_t step) {
+  return fmt::format("g{}-r{}-s{}", generation, rank, step);
+}
+
+absl::StatusOr<std::unique_ptr<SnapshotReader>> OpenHeld(const std::string& folder,
+                                                         const SnapshotRef& wanted) {
+  const std::string own = fmt::format("{}/g{}-r{}", folder, wanted.generation(), wanted.rank());
+  const std::string copy = fmt::format(
+      "{}/{}/{}", folder, kCopies, CopyName(wanted.generation(), wanted.rank(), wanted.step()));
+  for (const std::string& path : {own + ".0", own + ".1", copy}) {
+    auto reader = SnapshotReader::Open(path);
+    if (reader.ok() && Same((*reader)->index(), wanted)) return *std::move(reader);
+  }
+  return absl::NotFoundError(fmt::format("no snapshot of rank {} at step {} of generation {} of {}",
+                                         wanted.rank(), wanted.step(), wanted.generation(),
+                                         wanted.job()));
+}
+
+absl::Status CheckRange(const SnapshotIndex& index, const ReadSnapshotRequest::Range& range) {
+  const bool there = range.object() < static_cast<uint32_t>(index.objects_size());
+  const uint64_t bytes = there ? index.objects(static_cast<int>(range.object())).bytes() : 0;
+  if (there && range.begin() <= bytes && range.bytes() <= bytes - range.begin()) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(fmt::format("{} bytes from {} on are not in object {}",
+                                                range.bytes(), range.begin(), range.object()));
+}
+
+absl::Status Send(const SnapshotReader& reader, const ReadSnapshotRequest::Range& range,
+                  const std::function<bool(const SnapshotBytes&)>& write) {
+  const uint64_t end = range.begin() + range.bytes();
+  const auto send = [&](uint64_t at, std::span<const std::byte> chunk) {
+    const uint64_t from = std::max(at, range.begin());
+    const auto wanted =
+        chunk.subspan(from - at, std::min(end, at + chunk.size()) - from);
+    SnapshotBytes piece;
+    piece.set_data(wanted.data(), wanted.size());
+    piece.set_xxh3(Xxh3Short(wanted));
+    return write(piece) ? absl::OkStatus() : absl::CancelledError("the caller is gone");
+  };
+  return reader.Read(static_cast<int>(range.object()), range.begin(), end, send);
+}
+
+}  // namespace
+
+std::vector<HeldSnapshot> SnapshotMemory::Held() const {
+  std::vector<HeldSnapshot> held;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(options_.folder, error)) {
+    if (!entry.is_directory(error) || entry.is_symlink(error)) continue;
+    const std::string job = entry.path().filename().string();
+    const std::string folder = entry.path().string();
+    for (const bool copy : {false, true}) {
+      for (HeldSnapshot& snapshot : HeldIn(copy ? folder + "/" + kCopies : folder, job, copy)) {
+        held.push_back(std::move(snapshot));
+      }
+    }
+  }
+  return held;
+}
+
+void SnapshotMemory::Admit(const std::string& job, uint64_t generation, const std::string& token) {
+  MutexLock lock(&mutex_);
+  tokens_[{job, generation}] = token;
+}
+
+void SnapshotMemory::Forget(const std::string& job) {
+  MutexLock lock(&mutex_);
+  std::erase_if(tokens_, [&](const auto& entry) { return entry.first.first == job; });
+}
+
+absl::Status SnapshotMemory::CheckCaller(const SnapshotRef& snapshot) const {
+  if (!IsPlainName(snapshot.job())) return absl::InvalidArgumentError("not the name of a job");
+  MutexLock lock(&mutex_);
+  const auto found = tokens_.find({snapshot.job(), snapshot.asking_generation()});
+  if (found != tokens_.end() && SameToken(found->second, snapshot.token())) {
+    return absl::OkStatus();
+  }
+  return absl::FailedPreconditionError(fmt::format("stale generation: {} of job {} may not read here",
+                                                   snapshot.asking_generation(), snapshot.job()));
+}
+
+absl::StatusOr<SnapshotIndex> SnapshotMemory::Index(const SnapshotRef& snapshot) const {
+  if (absl::Status known = CheckCaller(snapshot); !known.ok()) return known;
+  const auto reader = OpenHeld(JobFolder(snapshot.job()), snapshot);
+  if (!reader.ok()) return reader.status();
+  return (*reader)->index();
+}
+
+absl::Status SnapshotMemory::Read(const ReadSnapshotRequest& request,
+                                  const std::function<bool(const SnapshotBytes&)>& write) const {
+  if (absl::Status known = CheckCaller(request.snapshot()); !known.ok()) return known;
+  const auto reader = OpenHeld(JobFolder(request.snapshot().job()), request.snapshot());
+  if (!reader.ok()) return reader.status();
+  for (const ReadSnapshotRequest::Range& range : request.ranges()) {
+    if (absl::Status valid = CheckRange((*reader)->index(), range); !valid.ok()) return valid;
+  }
+  for (const ReadSnapshotRequest::Range& range : request.ranges()) {
+    if (absl::Status sent = Send(**reader, range, write); !sent.ok()) return sent;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SnapshotMemory::CheckRoom(uint64_t bytes) const {
+  struct statvfs info {};
+  if (statvfs(options_.folder.c_str(), &info) != 0) {
+    return absl::UnavailableError(fmt::format("{}: {}", options_.folder, strerror(errno)));
+  }
+  const uint64_t free = static_cast<uint64_t>(info.f_bavail) * info.f_frsize;
+  if (free >= options_.reserve_bytes && bytes <= free - options_.reserve_bytes) {
+    return absl::OkStatus();
+  }
+  return absl::ResourceExhaustedError(
+      fmt::format("a copy of {} bytes does not fit: {} has {} free, of which {} stay free", bytes,
+                  options_.folder, free, options_.reserve_bytes));
+}
+
+absl::StatusOr<HeldSnapshot> SnapshotMemory::CopyRank(
+    const ReplicateSnapshot& request, uint32_t rank,
+    const std::shared_ptr<SnapshotPeer>& peer) const {
+  SnapshotRef ref;
+  ref.set_job(request.job());
+  ref.set_generation(request.generation());
+  ref.set_step(request.step());
+  ref.set_rank(rank);
+  ref.set_asking_generation(request.generation());
+  ref.set_token(request.token());
+  absl::StatusOr<SnapshotIndex> index = FetchSnapshotIndex(peer.get(), ref);
+  if (!index.ok()) return index.status();
+  uint64_t bytes = index->ByteSizeLong();
+  for (const ArenaObject& object : index->objects()) {
+    if (object.bytes() > UINT64_MAX - bytes) return absl::DataLossError("its sizes overflow");
+    bytes += object.bytes();
+  }
+  if (absl::Status fits = CheckRoom(bytes); !fits.ok()) return fits;
+  const auto source = PeerSource(peer, ref, request.from(), *index);
+  const std::string path = fmt::format("{}/{}/{}", JobFolder(request.job()), kCopies,
+                                       CopyName(request.generation(), rank, request.step()));
+  auto writer = SnapshotWriter::Create(path + kUnfinished, *index);
+  if (!writer.ok()) return writer.status();
+  absl::Status copied = RunTasks(index->objects_size(), kStreams, [&](int i) {
+    return source->Read(i, 0, index->objects(i).bytes(),
+                        [&](uint64_t at, std::span<const std::byte> chunk) {
+                          (*writer)->CopyChunk(i, at / kSnapshotChunk, chunk);
+                        });
+  });
+  if (copied.ok()) copied = (*writer)->Finish();
+  if (copied.ok() && rename((path + kUnfinished).c_str(), path.c_str()) != 0) {
+    copied = absl::UnavailableError(fmt::format("rename {}: {}", path, strerror(errno)));
+  }
+  if (copied.ok()) return Describe(*index, path, true);
+  unlink((path + kUnfinished).c_str());
+  return copied;
+}
+
+absl::StatusOr<std::vector<HeldSnapshot>> SnapshotMemory::Replicate(
+    const ReplicateSnapshot& request, std::shared_ptr<SnapshotPeer> peer) const {
+  if (!IsPlainName(request.job())) return absl::InvalidArgumentError("not the name of a job");
+  const std::string folder = JobFolder(request.job()) + "/" + kCopies;
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error) return absl::UnavailableError(fmt::format("make {}: {}", folder, error.message()));
+  std::vector<HeldSnapshot> copies;
+  for (const uint32_t rank : request.ranks()) {
+    absl::StatusOr<HeldSnapshot> copy = CopyRank(request, rank, peer);
+    if (!copy.ok()) return copy.status();
+    copies.push_back(*std::move(copy));
+  }
+  for (const HeldSnapshot& held : HeldIn(folder, request.job(), true)) {
+    const bool older = std::pair(held.generation(), held.step()) <
+                       std::pair(request.generation(), request.step());
+    if (older) unlink(held.path().c_str());
+  }
+  return copies;
+}
+
+void SnapshotMemory::Keep(const KeepSnapshots& keep, uint64_t running) const {
+  if (!IsPlainName(keep.job())) return;
+  const auto needed = [&](const SnapshotIndex& index) {
+    return std::ranges::any_of(keep.kept(), [&](const KeepSnapshots::Kept& kept) {
+      return kept.generation() == index.generation() && kept.step() == index.state().step();
+    });
+  };
+  const std::string folder = JobFolder(keep.job());
+  const std::string running_prefix = fmt::format("{}/g{}-r", folder, running);
+  for (const std::string& from : {folder, folder + "/" + kCopies}) {
+    for (const std::string& path : FilesIn(from)) {
+      if (absl::EndsWith(path, kUnfinished) || absl::StartsWith(path, running_prefix)) continue;
+      const auto reader = SnapshotReader::Open(path);
+      if (reader.ok() && needed((*reader)->index())) continue;
+      unlink(path.c_str());  // not needed, or left half-written by a rank that died
+    }
+  }
+}
+
+}  // namespace moesaic
