@@ -59,7 +59,12 @@ class RunningAgent : public Agent, private SessionOwner {
                   .incarnation = RandomToken(),
                   .channel = OpenCoordinatorChannel(options_.coordinator, options_.tls)},
                  this),
-        snapshots_(folder_.get(), [this](AgentMessage message) { Say(std::move(message)); }),
+        snapshots_(
+            folder_.get(),
+            [this](const std::string& address) {
+              return ConnectToSnapshotPeer(address, options_.tls);
+            },
+            [this](AgentMessage message) { Say(std::move(message)); }),
         generations_(RunnerOptions(options_, network), folder_.get(), &snapshots_,
                      [this](AgentMessage message) { Say(std::move(message)); }) {}
 
@@ -68,7 +73,7 @@ class RunningAgent : public Agent, private SessionOwner {
   absl::Status Open() {
     auto peers = PeerService::Start(
         {.listen = options_.listen, .tls = options_.tls, .insecure = options_.insecure},
-        &generations_);
+        &generations_, &snapshots_.memory());
     if (!peers.ok()) return peers.status();
     peers_ = *std::move(peers);
     const std::string& bound = peers_->address();
@@ -130,6 +135,7 @@ class RunningAgent : public Agent, private SessionOwner {
     registration.set_address(address_);
     registration.set_version(options_.version);
     registration.set_arena_dir(folder_->path());
+    for (HeldSnapshot& held : snapshots_.memory().Held()) *registration.add_held() = std::move(held);
     if (const auto running = generations_.Running()) {
       registration.set_running_job(running->job());
       registration.set_running_generation(running->generation());
@@ -143,31 +149,16 @@ class RunningAgent : public Agent, private SessionOwner {
       return;
     }
     switch (command.kind_case()) {
-      case AgentCommand::kStart:
-        LogLine(options_.news, fmt::format("generation {} of job {} starts",
-                                           command.start().generation(), command.start().job()));
-        generations_.Start(command.start());
-        break;
-      case AgentCommand::kKill:
-        generations_.Kill(command.kill());
-        break;
-      case AgentCommand::kPersist:
-        snapshots_.Persist(command.persist());
-        break;
-      case AgentCommand::kForget:
-        snapshots_.Forget(command.forget());
-        break;
-      case AgentCommand::kWelcome:
-        TakeWelcome(command.welcome());
-        break;
-      case AgentCommand::kLeave:
-        Release(command.leave().reason());
-        break;
+      case AgentCommand::kStart: Start(command.start()); break;
+      case AgentCommand::kKill: generations_.Kill(command.kill()); break;
+      case AgentCommand::kPersist: snapshots_.Persist(command.persist()); break;
+      case AgentCommand::kReplicate: snapshots_.Replicate(command.replicate()); break;
+      case AgentCommand::kKeep: Keep(command.keep()); break;
+      case AgentCommand::kForget: snapshots_.Forget(command.forget()); break;
+      case AgentCommand::kWelcome: TakeWelcome(command.welcome()); break;
+      case AgentCommand::kLeave: Release(command.leave().reason()); break;
       case AgentCommand::kInject:
-      case AgentCommand::kReplicate:
-      case AgentCommand::kKeep:
-      case AgentCommand::KIND_NOT_SET:
-        break;
+      case AgentCommand::KIND_NOT_SET: break;
     }
   }
 
@@ -199,6 +190,20 @@ class RunningAgent : public Agent, private SessionOwner {
     kill.set_generation(running->generation());
     kill.set_now(true);
     generations_.Kill(kill);
+  }
+
+  // Its ranks may read snapshots here from now on.
+  void Start(const StartGeneration& start) {
+    snapshots_.memory().Admit(start.job(), start.generation(), start.token());
+    LogLine(options_.news,
+            fmt::format("generation {} of job {} starts", start.generation(), start.job()));
+    generations_.Start(start);
+  }
+
+  void Keep(const KeepSnapshots& keep) {
+    const auto running = generations_.Running();
+    const bool runs = running && running->job() == keep.job();
+    snapshots_.memory().Keep(keep, runs ? running->generation() : 0);
   }
 
   const AgentOptions options_;

@@ -11,8 +11,12 @@
 
 namespace moesaic {
 
-AgentSnapshots::AgentSnapshots(AgentFolder* folder, Say say)
-    : folder_(folder), say_(std::move(say)), thread_([this] { Run(); }) {}
+AgentSnapshots::AgentSnapshots(AgentFolder* folder, SnapshotPeerFactory open_peer, Say say)
+    : folder_(folder),
+      open_peer_(std::move(open_peer)),
+      say_(std::move(say)),
+      memory_({.folder = folder->path()}),
+      thread_([this] { Run(); }) {}
 
 AgentSnapshots::~AgentSnapshots() {
   {
@@ -23,20 +27,29 @@ AgentSnapshots::~AgentSnapshots() {
   thread_.join();
 }
 
-void AgentSnapshots::Persist(PersistSnapshot persist) {
-  AgentCommand command;
-  *command.mutable_persist() = std::move(persist);
+void AgentSnapshots::Enqueue(AgentCommand command) {
   MutexLock lock(&mutex_);
   queue_.push_back(std::move(command));
   changed_.NotifyAll();
 }
 
+void AgentSnapshots::Persist(PersistSnapshot persist) {
+  AgentCommand command;
+  *command.mutable_persist() = std::move(persist);
+  Enqueue(std::move(command));
+}
+
+void AgentSnapshots::Replicate(ReplicateSnapshot replicate) {
+  AgentCommand command;
+  *command.mutable_replicate() = std::move(replicate);
+  Enqueue(std::move(command));
+}
+
 void AgentSnapshots::Forget(ForgetJob forget) {
+  memory_.Forget(forget.job());  // now: the next generation of that name may be admitted at once
   AgentCommand command;
   *command.mutable_forget() = std::move(forget);
-  MutexLock lock(&mutex_);
-  queue_.push_back(std::move(command));
-  changed_.NotifyAll();
+  Enqueue(std::move(command));
 }
 
 bool AgentSnapshots::WillForget(const std::string& job) const {
@@ -60,15 +73,34 @@ void AgentSnapshots::Run() {
       if (stopping_) return;
       command = queue_.front();
     }
-    if (command.has_persist()) {
-      PersistRanks(command.persist());
-    } else if (const absl::Status status = folder_->Remove(command.forget().job()); !status.ok()) {
-      LogWarning("{}", std::string(status.message()));
-    }
+    Do(command);
     MutexLock lock(&mutex_);
     queue_.pop_front();
     changed_.NotifyAll();
   }
+}
+
+void AgentSnapshots::Do(const AgentCommand& command) {
+  if (command.has_persist()) return PersistRanks(command.persist());
+  if (command.has_replicate()) return ReplicateRanks(command.replicate());
+  const absl::Status removed = folder_->Remove(command.forget().job());
+  if (!removed.ok()) LogWarning("{}", std::string(removed.message()));
+}
+
+void AgentSnapshots::ReplicateRanks(const ReplicateSnapshot& replicate) {
+  AgentMessage message;
+  SnapshotReplicated* replicated = message.mutable_replicated();
+  replicated->set_job(replicate.job());
+  replicated->set_generation(replicate.generation());
+  replicated->set_step(replicate.step());
+  const auto copies = memory_.Replicate(replicate, open_peer_(replicate.from()));
+  if (copies.ok()) {
+    replicated->mutable_copies()->Assign(copies->begin(), copies->end());
+  } else {
+    replicated->set_error(fmt::format("from {}: {}", replicate.from(),
+                                      std::string(copies.status().message())));
+  }
+  say_(std::move(message));
 }
 
 void AgentSnapshots::PersistRanks(const PersistSnapshot& persist) {

@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "launcher/agent/generation_runner.h"
+#include "launcher/agent/snapshot_memory.h"
 #include "proto/agent.grpc.pb.h"
 #include "scheduler/client/credentials.h"
 
@@ -24,10 +25,11 @@ struct PeerServiceOptions {
 // Thread-safe.
 class PeerService : private AgentService::Service {
  public:
-  // FailedPrecondition for plain text off loopback without `insecure`. `generations` must outlive
-  // this.
+  // FailedPrecondition for plain text off loopback without `insecure`. `generations` and
+  // `snapshots` must outlive this.
   static absl::StatusOr<std::unique_ptr<PeerService>> Start(const PeerServiceOptions& options,
-                                                            GenerationRunner* generations);
+                                                            GenerationRunner* generations,
+                                                            const SnapshotMemory* snapshots);
   // Ends all calls.
   ~PeerService() override;
 
@@ -35,12 +37,18 @@ class PeerService : private AgentService::Service {
   const std::string& address() const { return address_; }
 
  private:
-  explicit PeerService(GenerationRunner* generations) : generations_(generations) {}
+  PeerService(GenerationRunner* generations, const SnapshotMemory* snapshots)
+      : generations_(generations), snapshots_(snapshots) {}
 
   grpc::Status RunDaemon(grpc::ServerContext* context, const RunDaemonRequest* request,
                          grpc::ServerWriter<DaemonOutput>* writer) override;
+  grpc::Status GetSnapshotIndex(grpc::ServerContext* context, const SnapshotRef* snapshot,
+                                SnapshotIndex* index) override;
+  grpc::Status ReadSnapshot(grpc::ServerContext* context, const ReadSnapshotRequest* request,
+                            grpc::ServerWriter<SnapshotBytes>* writer) override;
 
   GenerationRunner* const generations_;
+  const SnapshotMemory* const snapshots_;
   std::string address_;
   std::unique_ptr<grpc::Server> server_;
 };

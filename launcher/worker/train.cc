@@ -111,8 +111,8 @@ int RunTrain(const TrainOptions& options, const WorkerEnvironment& environment) 
                         .watchdog = watchdog.get(),
                         .identity = identity,
                         .open_peer =
-                            [](const std::string& address) {
-                              return ConnectToSnapshotPeer(address, std::nullopt);
+                            [&tls](const std::string& address) {
+                              return ConnectToSnapshotPeer(address, *tls);
                             },
                         .binary = DescribeBuild()});
   }

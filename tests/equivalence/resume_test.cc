@@ -16,7 +16,7 @@
 #include "trainer/checkpoint/format/snapshot_arena.h"
 #include "trainer/loop/stored_state.h"
 #include "trainer/loop/trainer.h"
-#include "trainer/loop/write_plan.h"
+#include "trainer/catalog/write_plan.h"
 
 namespace moesaic {
 namespace {
