@@ -1,4 +1,4 @@
-// moesaic ckpt ls|show|verify|import: checkpoints as plain folders, without a coordinator.
+// moesaic ckpt: everything that can be done with a checkpoint folder, without a coordinator.
 #pragma once
 
 #include "launcher/verbs/verb.h"
@@ -6,5 +6,13 @@
 namespace moesaic {
 
 void RegisterCkpt(CLI::App& program, VerbContext& context);
+
+// Its sub-commands, a file each.
+void RegisterCkptList(CLI::App& ckpt, VerbContext& context);     // ls, show
+void RegisterCkptCheck(CLI::App& ckpt, VerbContext& context);    // verify
+void RegisterCkptDiff(CLI::App& ckpt, VerbContext& context);     // diff
+void RegisterCkptKeep(CLI::App& ckpt, VerbContext& context);     // pin, unpin, rm
+void RegisterCkptConvert(CLI::App& ckpt, VerbContext& context);  // import, export
+void RegisterCkptReshard(CLI::App& ckpt, VerbContext& context);  // reshard-plan
 
 }  // namespace moesaic

@@ -4,12 +4,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
-#include "launcher/verbs/verb_list.h"
 #include "tests/trainer/checkpoint/tiny_job.h"
 
 namespace moesaic {
@@ -29,8 +29,17 @@ Outcome RunMoesaic(std::vector<std::string> arguments) {
   std::ostringstream err;
   VerbContext context{
       .out = out, .err = err, .environment = {}, .program_path = "", .vocabulary_of = {}};
-  const int exit_code = RunProgram(std::move(arguments), context);
-  return {exit_code, out.str(), err.str()};
+  CLI::App program("", "moesaic");
+  program.require_subcommand(1);
+  RegisterCkpt(program, context);
+  // CLI11 takes the arguments from the back.
+  std::ranges::reverse(arguments);
+  try {
+    program.parse(std::move(arguments));
+  } catch (const CLI::ParseError& error) {
+    return {error.get_exit_code() == 0 ? kExitOk : kExitUsage, program.help(), error.what()};
+  }
+  return {context.exit_code, out.str(), err.str()};
 }
 
 class CkptVerbs : public ::testing::Test {
@@ -47,6 +56,9 @@ class CkptVerbs : public ::testing::Test {
 
   void DamageStep100() {
     const std::string file = root_->StepPath(100) + "/x-L001-E0000.safetensors";
+    // A file of its own: step 200 may share this one.
+    std::filesystem::copy_file(file, file + ".copy");
+    std::filesystem::rename(file + ".copy", file);
     std::fstream stream(file, std::ios::in | std::ios::out | std::ios::binary);
     stream.seekp(-1, std::ios::end);
     stream.put('\x7f');
@@ -87,7 +99,7 @@ TEST_F(CkptVerbs, VerifyNamesTheDamageAndExits8) {
   DamageStep100();
   EXPECT_EQ(RunMoesaic({"ckpt", "verify", path_}).exit_code, kExitOk);
   EXPECT_EQ(RunMoesaic({"ckpt", "verify", "--quick", "--all", path_}).exit_code, kExitOk);
-  const Outcome all = RunMoesaic({"ckpt", "verify", "--all", path_});
+  const Outcome all = RunMoesaic({"ckpt", "verify", "--all", "--threads", "3", path_});
   EXPECT_EQ(all.exit_code, kExitCheckpointInvalid);
   EXPECT_THAT(all.out, HasSubstr("file x-L001-E0000.safetensors: the bytes of "
                                  "adam_v/layers.1.moe.experts.0.down do not match"));
@@ -118,6 +130,163 @@ TEST_F(CkptVerbs, ImportMakesACheckpointThatShowDescribes) {
       RunMoesaic({"ckpt", "import", "--from", "tests/peers/golden/mixtral", "--to", to});
   EXPECT_EQ(again.exit_code, kExitUsage);
   EXPECT_THAT(again.err, HasSubstr("has checkpoints already"));
+}
+
+TEST_F(CkptVerbs, LsSaysWhatIsPinnedKeptAndQuarantined) {
+  ASSERT_EQ(RunMoesaic({"ckpt", "pin", path_ + "@100", "--note", "the good one"}).exit_code, kExitOk);
+  ASSERT_TRUE(CommitTiny(&FileSystem::System(), root_.get(), 1, 300, 1).ok());
+  ASSERT_TRUE(root_->Quarantine(300, "a test").ok());
+  const Json json = Json::parse(RunMoesaic({"ckpt", "ls", path_, "-o", "json"}).out);
+  ASSERT_EQ(json["checkpoints"].size(), 2u);
+  EXPECT_TRUE(json["checkpoints"][0]["pinned"].get<bool>());
+  EXPECT_EQ(json["checkpoints"][0]["pin_note"], "the good one");
+  EXPECT_EQ(json["checkpoints"][0]["kept_for"], Json::array({"pinned", "newest"}));
+  EXPECT_FALSE(json["checkpoints"][1]["pinned"].get<bool>());
+  ASSERT_EQ(json["quarantined"].size(), 1u);
+  EXPECT_EQ(json["quarantined"][0]["step"], 300);
+  EXPECT_EQ(json["quarantined"][0]["reason"], "a test");
+  const std::string text = RunMoesaic({"ckpt", "ls", path_}).out;
+  EXPECT_THAT(text, HasSubstr("pinned,newest"));
+  EXPECT_THAT(text, HasSubstr("a test"));
+}
+
+TEST_F(CkptVerbs, PinProtectsFromRmAndUnpinLetsGo) {
+  const std::string step = root_->StepPath(100);
+  ASSERT_EQ(RunMoesaic({"ckpt", "pin", step}).exit_code, kExitOk);
+  const Json shown = Json::parse(RunMoesaic({"ckpt", "show", step, "-o", "json"}).out);
+  EXPECT_TRUE(shown["pinned"].get<bool>());
+  const Outcome refused = RunMoesaic({"ckpt", "rm", path_ + "@100"});
+  EXPECT_EQ(refused.exit_code, kExitUsage);
+  EXPECT_THAT(refused.err, HasSubstr("is pinned; --force"));
+  ASSERT_EQ(RunMoesaic({"ckpt", "unpin", step + "/"}).exit_code, kExitOk);
+  const Outcome removed = RunMoesaic({"ckpt", "rm", path_ + "@100", "-o", "json"});
+  EXPECT_EQ(removed.exit_code, kExitOk);
+  EXPECT_EQ(Json::parse(removed.out)["removed"], Json::array({step}));
+  EXPECT_FALSE(std::filesystem::exists(step));
+  const Outcome last = RunMoesaic({"ckpt", "rm", path_ + "@200"});
+  EXPECT_EQ(last.exit_code, kExitUsage);
+  EXPECT_THAT(last.err, HasSubstr("the only checkpoint"));
+  EXPECT_EQ(RunMoesaic({"ckpt", "rm", path_ + "@200", "--force"}).exit_code, kExitOk);
+  EXPECT_TRUE(std::filesystem::is_empty(path_ + "/.trash"));
+}
+
+TEST_F(CkptVerbs, KeepingNamesOneStep) {
+  for (const char* verb : {"pin", "unpin", "rm"}) {
+    EXPECT_EQ(RunMoesaic({"ckpt", verb, path_}).exit_code, kExitUsage) << verb;
+    EXPECT_EQ(RunMoesaic({"ckpt", verb, path_ + "/none@1"}).exit_code, kExitNotFound) << verb;
+  }
+  EXPECT_EQ(RunMoesaic({"ckpt", "pin", path_ + "@150"}).exit_code, kExitNotFound);
+  EXPECT_EQ(RunMoesaic({"ckpt", "rm", path_ + "@150"}).exit_code, kExitNotFound);
+}
+
+TEST_F(CkptVerbs, ShowTellsWhatWasReused) {
+  for (uint64_t step : {301, 402}) {
+    ASSERT_TRUE(CommitTiny(&FileSystem::System(), root_.get(), 2, step, 1, /*frozen=*/1).ok());
+  }
+  const Json json = Json::parse(RunMoesaic({"ckpt", "show", path_ + "@402", "-o", "json"}).out);
+  EXPECT_EQ(json["reused_bytes"],
+            std::filesystem::file_size(root_->StepPath(402) + "/x-L001-E0000.safetensors"));
+}
+
+TEST_F(CkptVerbs, DiffComparesAcrossLayouts) {
+  const Json same = Json::parse(
+      RunMoesaic({"ckpt", "diff", path_ + "@100", path_ + "@100", "-o", "json"}).out);
+  EXPECT_TRUE(same["same"].get<bool>());
+  EXPECT_EQ(same["objects"]["changed"].size(), 0u);
+
+  // Step 300 has the values of 200 (TinyValue counts steps modulo 100), from three ranks.
+  ASSERT_TRUE(CommitTiny(&FileSystem::System(), root_.get(), 3, 300, 1).ok());
+  const Json moved = Json::parse(
+      RunMoesaic({"ckpt", "diff", path_ + "@200", path_ + "@300", "-o", "json"}).out);
+  EXPECT_FALSE(moved["same"].get<bool>());
+  EXPECT_EQ(moved["objects"]["changed"].size(), 0u);
+  EXPECT_EQ(moved["objects"]["same"], TinyCatalog().size() * 3);
+  EXPECT_THAT(moved["state"].get<std::vector<std::string>>(),
+              testing::Contains("samples: 800 -> 1200"));
+
+  // Step 401 differs by 5000 everywhere but in the frozen expert.
+  ASSERT_TRUE(CommitTiny(&FileSystem::System(), root_.get(), 2, 401, 1, /*frozen=*/1).ok());
+  const Json changed = Json::parse(
+      RunMoesaic({"ckpt", "diff", path_ + "@200", path_ + "@401", "--values", "-o", "json"}).out);
+  EXPECT_EQ(changed["objects"]["same"], 6);
+  EXPECT_EQ(changed["objects"]["changed"].size(), TinyCatalog().size() * 3u - 6u);
+  EXPECT_NEAR(changed["objects"]["changed"][0]["largest_difference"].get<double>(), 5000, 1);
+  EXPECT_THAT(RunMoesaic({"ckpt", "diff", path_ + "@200", path_ + "@401"}).out,
+              HasSubstr("6 objects are the same"));
+
+  const std::string imported = path_ + "/imported";
+  ASSERT_EQ(RunMoesaic({"ckpt", "import", "--from", "tests/peers/golden/mixtral", "--to", imported})
+                .exit_code,
+            kExitOk);
+  const Json other =
+      Json::parse(RunMoesaic({"ckpt", "diff", path_ + "@200", imported, "-o", "json"}).out);
+  EXPECT_THAT(other["objects"]["removed"].get<std::vector<std::string>>(),
+              testing::Contains("adam_m/embedding"));
+  EXPECT_THAT(other["job"].get<std::vector<std::string>>(),
+              testing::Contains(HasSubstr("model.vocabulary: 16 -> 64")));
+}
+
+TEST_F(CkptVerbs, ExportIsTheInverseOfImport) {
+  const std::string imported = path_ + "/imported", hf = path_ + "/hf", again = path_ + "/again";
+  ASSERT_EQ(RunMoesaic({"ckpt", "import", "--from", "tests/peers/golden/mixtral", "--to", imported})
+                .exit_code,
+            kExitOk);
+  const Outcome exported = RunMoesaic(
+      {"ckpt", "export", imported, "--to", hf, "--dtype", "f32", "--max-file", "20kb", "-o", "json"});
+  ASSERT_EQ(exported.exit_code, kExitOk) << exported.err;
+  EXPECT_GT(Json::parse(exported.out)["files"], 1);
+  EXPECT_TRUE(std::filesystem::exists(hf + "/model.safetensors.index.json"));
+  ASSERT_EQ(RunMoesaic({"ckpt", "import", "--from", hf, "--to", again}).exit_code, kExitOk);
+  const Json diff = Json::parse(RunMoesaic({"ckpt", "diff", imported, again, "-o", "json"}).out);
+  EXPECT_TRUE(diff["same"].get<bool>()) << diff;
+  const Outcome twice = RunMoesaic({"ckpt", "export", imported, "--to", hf});
+  EXPECT_EQ(twice.exit_code, kExitUsage);
+  EXPECT_THAT(twice.err, HasSubstr("is not empty"));
+  // The tiny job has a layer without experts.
+  const Outcome refused = RunMoesaic({"ckpt", "export", path_, "--to", path_ + "/no"});
+  EXPECT_EQ(refused.exit_code, kExitUsage);
+  EXPECT_THAT(refused.err, HasSubstr("model.moe.pattern"));
+}
+
+TEST_F(CkptVerbs, ReshardPlanSaysWhoReadsWhat) {
+  const Outcome outcome = RunMoesaic(
+      {"ckpt", "reshard-plan", path_, "--ranks", "6", "--expert", "3", "--reads", "-o", "json"});
+  ASSERT_EQ(outcome.exit_code, kExitOk) << outcome.err;
+  const Json plan = Json::parse(outcome.out);
+  ASSERT_EQ(plan["plan"].size(), 6u);
+  int experts = 0;
+  uint64_t total = 0;
+  for (const Json& rank : plan["plan"]) {
+    experts += rank["experts"].get<int>();
+    uint64_t bytes = 0;
+    for (const Json& read : rank["reads"]) bytes += read["bytes"].get<uint64_t>();
+    EXPECT_EQ(rank["bytes"], bytes);
+    total += bytes;
+  }
+  EXPECT_EQ(experts, 3);
+  EXPECT_EQ(plan["bytes"], total);
+  // Alone, a rank reads everything once.
+  const Json alone =
+      Json::parse(RunMoesaic({"ckpt", "reshard-plan", path_, "--ranks", "1", "-o", "json"}).out);
+  EXPECT_EQ(alone["bytes"], alone["stored_bytes"]);
+  EXPECT_EQ(alone["plan"][0]["experts"], 3);
+  EXPECT_THAT(RunMoesaic({"ckpt", "reshard-plan", path_, "--ranks", "5"}).out,
+              HasSubstr("5 ranks, expert 1:"));
+  EXPECT_EQ(RunMoesaic({"ckpt", "reshard-plan", path_, "--ranks", "6", "--expert", "4"}).exit_code,
+            kExitUsage);
+}
+
+TEST_F(CkptVerbs, EveryVerbHasAnExample) {
+  for (const char* verb : {"ls", "show", "verify", "diff", "pin", "unpin", "rm", "import", "export",
+                           "reshard-plan"}) {
+    std::ostringstream out, err;
+    VerbContext context{
+        .out = out, .err = err, .environment = {}, .program_path = "", .vocabulary_of = {}};
+    CLI::App program("", "moesaic");
+    RegisterCkpt(program, context);
+    const std::string help = program.get_subcommand("ckpt")->get_subcommand(verb)->help();
+    EXPECT_THAT(help, HasSubstr(std::string("moesaic ckpt ") + verb)) << help;
+  }
 }
 
 }  // namespace

@@ -13,7 +13,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "tests/trainer/checkpoint/memory_file_system.h"
+#include "proto/job_spec.h"
 #include "trainer/checkpoint/format/box.h"
+#include "trainer/checkpoint/format/export_mixtral.h"
 #include "trainer/checkpoint/format/load_plan.h"
 #include "trainer/checkpoint/format/manifest.h"
 #include "trainer/checkpoint/format/safetensors.h"
@@ -306,6 +308,134 @@ TEST_F(ImportMixtralTest, DamageLeavesNothingBehind) {
   const absl::Status status = Import();
   EXPECT_TRUE(absl::IsDataLoss(status)) << status;
   EXPECT_THAT(status.message(), HasSubstr("/hf/model.safetensors"));
+}
+
+class ExportMixtralTest : public ImportMixtralTest {
+ protected:
+  ExportMixtralTest() {
+    WriteOne(ELEMENT_F32);
+    EXPECT_TRUE(Import().ok());
+  }
+
+  absl::StatusOr<ExportedModel> Export(ElementKind element, uint64_t max_file_bytes = 1 << 30) {
+    MixtralExport request;
+    request.from = "/out";
+    request.to = "/exported";
+    request.element = element;
+    request.max_file_bytes = max_file_bytes;
+    return ExportMixtral(&files_, request);
+  }
+
+  std::map<std::string, std::string> Checksums(const std::string& root) {
+    const auto step = OpenCheckpoint(&files_, root);
+    const auto manifest = ReadManifest(*step->folder);
+    std::map<std::string, std::string> checksums;
+    for (const StoredObject& object : manifest->objects()) {
+      checksums[object.name()] = object.shards(0).xxh3();
+    }
+    return checksums;
+  }
+
+  absl::Status ImportAgain() {
+    return ImportMixtral(&files_, {"/exported", "/again", "", "test", {}, {}}).status();
+  }
+};
+
+TEST_F(ExportMixtralTest, ImportOfAnExportHasTheSameBits) {
+  const auto exported = Export(ELEMENT_F32);
+  ASSERT_TRUE(exported.ok()) << exported.status();
+  EXPECT_THAT(files_.List("/exported"), testing::ElementsAre("config.json", "model.safetensors"));
+  const absl::Status imported = ImportAgain();
+  ASSERT_TRUE(imported.ok()) << imported;
+  EXPECT_EQ(Checksums("/again"), Checksums("/out"));
+}
+
+TEST_F(ExportMixtralTest, LargeModelsAreCutIntoFilesWithAnIndex) {
+  const auto exported = Export(ELEMENT_F32, 1000);
+  ASSERT_TRUE(exported.ok()) << exported.status();
+  EXPECT_GT(exported->files, 3);
+  const std::vector<std::string> names = files_.List("/exported");
+  EXPECT_THAT(names, testing::Contains("model.safetensors.index.json"));
+  EXPECT_THAT(names, testing::Contains(absl::StrCat("model-00001-of-0000", exported->files,
+                                                    ".safetensors")));
+  const absl::Status imported = ImportAgain();
+  ASSERT_TRUE(imported.ok()) << imported;
+  EXPECT_EQ(Checksums("/again"), Checksums("/out"));
+}
+
+TEST_F(ExportMixtralTest, Bf16RoundsToNearestEven) {
+  // 1 + 2^-8 lies half way between two bf16 values; the even one is 1.
+  HfTensor& norm = tensors_.at("model.norm.weight");
+  norm.values = {1.0f,       0x1.01p0f,       0x1.03p0f, 0x1.010002p0f,
+                 -0x1.01p0f, 0x1.fffffep127f, -0.0f,     2.0f};
+  WriteOne(ELEMENT_F32);
+  files_.Remove("/out");
+  ASSERT_TRUE(Import().ok());
+  ASSERT_TRUE(Export(ELEMENT_BF16).ok());
+  const absl::Status imported = ImportAgain();
+  ASSERT_TRUE(imported.ok()) << imported;
+  const auto step = OpenCheckpoint(&files_, "/again");
+  std::vector<float> values(8);
+  const RestoreTarget target = {MASTER, "norm", WholeBox(std::vector<uint64_t>{8}), values};
+  ASSERT_TRUE(RestoreObjects(*step->folder, *ReadManifest(*step->folder), {&target, 1}, 1).ok());
+  EXPECT_THAT(values, testing::ElementsAre(1.0f, 1.0f, 0x1.04p0f, 0x1.02p0f, -1.0f, INFINITY,
+                                           -0.0f, 2.0f));
+}
+
+TEST_F(ExportMixtralTest, DamageAndWhatMixtralLacksAreRefusedAndLeaveNothing) {
+  const auto step = OpenCheckpoint(&files_, "/out");
+  const auto manifest = ReadManifest(*step->folder);
+  const std::string file = absl::StrCat(step->path, "/", manifest->files(0).name());
+  const std::string good = files_.Read(file);
+  std::string bad = good;
+  bad.back() = static_cast<char>(bad.back() ^ 1);
+  files_.Write(file, bad);
+  EXPECT_TRUE(absl::IsDataLoss(Export(ELEMENT_BF16).status()));
+  EXPECT_THAT(files_.List("/exported"), testing::IsEmpty());
+  files_.Write(file, good);
+
+  // The disk is full at each call in turn.
+  for (int call = 0;; ++call) {
+    files_.FailAt(files_.calls() + call, absl::ResourceExhaustedError("no space left on device"));
+    const auto exported = Export(ELEMENT_BF16, 2000);
+    const bool reached = files_.Reached();
+    files_.FailAt(-1, absl::OkStatus());
+    EXPECT_EQ(exported.ok(), !reached) << call;
+    if (!reached) break;
+    EXPECT_THAT(files_.List("/exported"), testing::IsEmpty()) << call;
+  }
+
+  JobSpec spec = manifest->spec();
+  ASSERT_TRUE(MixtralConfigOf(spec, ELEMENT_BF16).ok());
+  const struct {
+    void (*change)(JobSpec* spec);
+    const char* reason;
+  } cases[] = {
+      {[](JobSpec* s) { s->mutable_model()->clear_moe(); }, "model.moe is absent"},
+      {[](JobSpec* s) { s->mutable_model()->mutable_moe()->mutable_pattern()->set_every(2); },
+       "model.moe.pattern"},
+      {[](JobSpec* s) { s->mutable_model()->mutable_moe()->set_shared_width(4); }, "shared_width"},
+      {[](JobSpec* s) { s->mutable_recipe()->mutable_router()->set_score(SIGMOID); }, "score"},
+      {[](JobSpec* s) {
+         s->mutable_recipe()->mutable_router()->mutable_weight()->set_renormalize(false);
+       },
+       "renormalize"},
+      {[](JobSpec* s) { s->mutable_recipe()->mutable_router()->mutable_weight()->set_scale(2); },
+       "scale"},
+  };
+  for (const auto& wrong : cases) {
+    JobSpec changed = spec;
+    wrong.change(&changed);
+    EXPECT_THAT(MixtralConfigOf(changed, ELEMENT_BF16).status().message(), HasSubstr(wrong.reason));
+  }
+}
+
+TEST_F(ExportMixtralTest, TheConfigSaysTheModel) {
+  const auto step = OpenCheckpoint(&files_, "/out");
+  const JobSpec spec = ReadManifest(*step->folder)->spec();
+  const auto again = JobOfMixtralConfig(*MixtralConfigOf(spec, ELEMENT_F32), spec.name());
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_THAT(DescribeChanges(spec, *again, IDENTITY), testing::IsEmpty());
 }
 
 }  // namespace
