@@ -61,7 +61,10 @@ class FakeWorker {
   }
 
   int Restore() {
-    if (table_.restore_path().empty()) return 0;
+    if (table_.restore_path().empty()) {
+      step_ = table_.restore().step();  // from memory, or a new start
+      return 0;
+    }
     const auto folder = OpenCheckpoint(&FileSystem::System(), table_.restore_path());
     if (!folder.ok()) return Fail(folder.status(), 89);
     const auto manifest = ReadManifest(*folder->folder);
