@@ -51,6 +51,7 @@ class LocalRun : public EmbeddedRun {
     coordinator.store_path = spec.run().dir() + "/coordinator.sqlite";
     coordinator.cluster.blame.failures = 0;  // there is no other node
     coordinator.abandon_live_jobs = true;
+    coordinator.verify_checkpoints = false;  // every core trains
     coordinator.binary = options.binary;
     auto core = CoordinatorCore::Open(std::move(coordinator));
     if (!core.ok()) return core.status();

@@ -55,53 +55,49 @@ absl::Status CompareSpecs(const Manifest& manifest, const JobSpec& spec, const s
 
 }  // namespace
 
-absl::StatusOr<CheckpointRoot*> CheckpointKeeper::Root(const std::string& job,
-                                                       const std::string& dir) {
-  std::unique_ptr<CheckpointRoot>& root = roots_[job];
-  const std::string path = std::filesystem::absolute(dir).lexically_normal().string();
-  if (root != nullptr && root->path() == path) return root.get();
-  absl::StatusOr<std::unique_ptr<CheckpointRoot>> opened = CheckpointRoot::Open(files_, path);
-  if (!opened.ok()) return opened.status();
-  if (const absl::Status swept = (*opened)->Sweep(0); !swept.ok()) return swept;
-  root = *std::move(opened);
-  return root.get();
-}
-
 RestoreChosen CheckpointKeeper::Choose(const ChooseRestore& action) {
   RestoreChosen chosen;
   chosen.job = action.job;
   chosen.attempt = action.attempt;
-  chosen.status = ChooseInto(action, &chosen);
+  chosen.status =
+      archive_->With(action.job, action.spec.checkpoint().dir(), [&](CheckpointRoot* root) {
+        return ChooseInto(action, root, &chosen);
+      });
   chosen.exit_code = ExitCodeOf(chosen.status);
   return chosen;
 }
 
-absl::Status CheckpointKeeper::ChooseInto(const ChooseRestore& action, RestoreChosen* chosen) {
-  const absl::StatusOr<CheckpointRoot*> opened = Root(action.job, action.spec.checkpoint().dir());
-  if (!opened.ok()) return opened.status();
-  CheckpointRoot* root = *opened;
+absl::StatusOr<uint64_t> CheckpointKeeper::ChooseNewest(const ChooseRestore& action,
+                                                        CheckpointRoot* root,
+                                                        const std::vector<uint64_t>& before,
+                                                        RestoreChosen* chosen) {
+  const absl::StatusOr<std::optional<uint64_t>> newest = root->NewestVerified(
+      action.verify_content ? VerifyDepth::kContent : VerifyDepth::kStructure);
+  if (!newest.ok()) return newest.status();
+  const uint64_t step = newest->value_or(0);
+  for (const uint64_t other : before) {
+    if (other <= step) continue;
+    chosen->notes.push_back(fmt::format(
+        "WARNING: the checkpoint of step {} is broken; it was moved to {}/.quarantine", other,
+        root->path()));
+  }
+  if (step > 0 || before.empty()) return step;
+  return absl::DataLossError(fmt::format(
+      "none of the {} checkpoints in {} verifies; they are in .quarantine there. Run again to start "
+      "anew",
+      before.size(), root->path()));
+}
+
+absl::Status CheckpointKeeper::ChooseInto(const ChooseRestore& action, CheckpointRoot* root,
+                                          RestoreChosen* chosen) {
   const absl::StatusOr<std::vector<uint64_t>> before = root->Steps();
   if (!before.ok()) return before.status();
 
   uint64_t step = 0;
   if (action.resume == "auto") {
-    const absl::StatusOr<std::optional<uint64_t>> newest =
-        root->NewestVerified(VerifyDepth::kStructure);
+    const absl::StatusOr<uint64_t> newest = ChooseNewest(action, root, *before, chosen);
     if (!newest.ok()) return newest.status();
-    step = newest->value_or(0);
-    for (const uint64_t other : *before) {
-      if (other > step) {
-        chosen->notes.push_back(fmt::format(
-            "WARNING: the checkpoint of step {} is broken; it was moved to {}/.quarantine", other,
-            root->path()));
-      }
-    }
-    if (step == 0 && !before->empty()) {
-      return absl::DataLossError(fmt::format(
-          "none of the {} checkpoints in {} verifies; they are in .quarantine there. Run again to "
-          "start anew",
-          before->size(), root->path()));
-    }
+    step = *newest;
   } else if (action.resume != "never") {
     if (!absl::SimpleAtoi(action.resume, &step) ||
         !std::count(before->begin(), before->end(), step)) {
@@ -130,27 +126,21 @@ absl::Status CheckpointKeeper::ChooseInto(const ChooseRestore& action, RestoreCh
 
 CheckpointStaged CheckpointKeeper::Stage(const StageCheckpoint& action) {
   CheckpointStaged staged{action.job, action.generation, action.step, absl::OkStatus(), ""};
-  const absl::StatusOr<CheckpointRoot*> root = Root(action.job, action.spec.checkpoint().dir());
-  if (!root.ok()) {
-    staged.status = root.status();
-    return staged;
-  }
-  absl::StatusOr<std::string> staging = (*root)->BeginStaging(action.step, action.generation);
-  if (staging.ok()) {
-    staged.staging = *std::move(staging);
-  } else {
-    staged.status = staging.status();
+  folders_[action.job] = action.spec.checkpoint().dir();
+  staged.status =
+      archive_->With(action.job, action.spec.checkpoint().dir(), [&](CheckpointRoot* root) {
+        absl::StatusOr<std::string> staging = root->BeginStaging(action.step, action.generation);
+        if (staging.ok()) staged.staging = *std::move(staging);
+        return staging.status();
+      });
+  if (!staged.status.ok()) {
+    archive_->GivenUp(action.job, action.step, std::string(staged.status.message()));
   }
   return staged;
 }
 
 CommitFinished CheckpointKeeper::Commit(const CommitCheckpoint& action) {
   CommitFinished finished{action.job, action.generation, action.step, absl::OkStatus(), ""};
-  const absl::StatusOr<CheckpointRoot*> root = Root(action.job, action.spec.checkpoint().dir());
-  if (!root.ok()) {
-    finished.status = root.status();
-    return finished;
-  }
   CommitRequest request;
   request.staging = action.staging;
   request.generation = action.generation;
@@ -163,22 +153,29 @@ CommitFinished CheckpointKeeper::Commit(const CommitCheckpoint& action) {
   request.created = clock_->Now();
   request.writers = action.writers;
   request.trajectory_changes = action.trajectory_changes;
-  const absl::StatusOr<CommittedStep> committed = (*root)->Commit(request);
-  if (!committed.ok()) {
-    finished.status = committed.status();
-    return finished;
+  finished.status =
+      archive_->With(action.job, action.spec.checkpoint().dir(), [&](CheckpointRoot* root) {
+        const absl::StatusOr<CommittedStep> committed = root->Commit(request);
+        if (!committed.ok()) return committed.status();
+        finished.path = committed->path;
+        const auto removed = root->Retain(action.spec.checkpoint().keep());
+        if (!removed.ok()) {
+          LogWarning("old checkpoints stay: {}", std::string(removed.status().message()));
+        }
+        return absl::OkStatus();
+      });
+  if (!finished.status.ok()) {
+    archive_->GivenUp(action.job, action.step, std::string(finished.status.message()));
   }
-  finished.path = committed->path;
-  const auto removed = (*root)->Retain(action.spec.checkpoint().keep());
-  if (!removed.ok())
-    LogWarning("old checkpoints stay: {}", std::string(removed.status().message()));
   return finished;
 }
 
 void CheckpointKeeper::Discard(const DiscardStaging& action) {
-  const auto root = roots_.find(action.job);
-  if (root == roots_.end() || root->second == nullptr) return;
-  const absl::Status status = root->second->Abort(action.staging);
+  const auto folder = folders_.find(action.job);
+  if (folder == folders_.end()) return;
+  const absl::Status status =
+      archive_->With(action.job, folder->second,
+                     [&](CheckpointRoot* root) { return root->Abort(action.staging); });
   if (!status.ok()) {
     LogWarning("{} stays until the next start: {}", action.staging, std::string(status.message()));
   }

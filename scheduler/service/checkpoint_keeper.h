@@ -3,11 +3,12 @@
 #pragma once
 
 #include <map>
-#include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "base/clock.h"
+#include "scheduler/service/checkpoint_archive.h"
 #include "scheduler/state/events.h"
 #include "trainer/checkpoint/format/commit.h"
 
@@ -17,10 +18,11 @@ namespace moesaic {
 class CheckpointKeeper {
  public:
   // `binary`: version and build, for manifests. The others must outlive the keeper.
-  CheckpointKeeper(FileSystem* files, const Clock* clock, std::string binary)
-      : files_(files), clock_(clock), binary_(std::move(binary)) {}
+  CheckpointKeeper(CheckpointArchive* archive, FileSystem* files, const Clock* clock,
+                   std::string binary)
+      : archive_(archive), files_(files), clock_(clock), binary_(std::move(binary)) {}
 
-  // resume "auto": the newest step that verifies; broken ones are set aside, with a note. When
+  // resume "auto": the newest step that verifies, by its structure or (verify_content) every byte; broken ones are set aside, with a note. When
   // there are steps and none verifies, DataLoss: a silent start from nothing would look like
   // progress lost. "never": a new start. A number: that step. Steps after the chosen one are set
   // aside, never deleted.
@@ -31,13 +33,17 @@ class CheckpointKeeper {
   void Discard(const DiscardStaging& action);
 
  private:
-  absl::StatusOr<CheckpointRoot*> Root(const std::string& job, const std::string& dir);
-  absl::Status ChooseInto(const ChooseRestore& action, RestoreChosen* chosen);
+  absl::Status ChooseInto(const ChooseRestore& action, CheckpointRoot* root,
+                          RestoreChosen* chosen);
+  absl::StatusOr<uint64_t> ChooseNewest(const ChooseRestore& action, CheckpointRoot* root,
+                                        const std::vector<uint64_t>& before,
+                                        RestoreChosen* chosen);
 
+  CheckpointArchive* const archive_;
   FileSystem* const files_;
   const Clock* const clock_;
   const std::string binary_;
-  std::map<std::string, std::unique_ptr<CheckpointRoot>> roots_;  // by job
+  std::map<std::string, std::string> folders_;  // checkpoint.dir of each job that has staged
 };
 
 }  // namespace moesaic

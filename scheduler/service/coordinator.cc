@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <optional>
 
 #include "base/log.h"
@@ -47,24 +48,45 @@ absl::StatusOr<std::unique_ptr<CoordinatorCore>> CoordinatorCore::Open(Coordinat
   if (!memory.ok()) return memory.status();
   if (!options.cluster.draw_token) options.cluster.draw_token = RandomToken;
   if (options.abandon_live_jobs) memory->jobs = Abandoned(std::move(memory->jobs));
-  return std::unique_ptr<CoordinatorCore>(
+  std::unique_ptr<CoordinatorCore> core(
       new CoordinatorCore(std::move(options), *std::move(store), *memory));
+  if (const absl::Status opened = core->OpenArchive(); !opened.ok()) return opened;
+  core->StartThreads();
+  return core;
 }
 
 CoordinatorCore::CoordinatorCore(CoordinatorOptions options, std::unique_ptr<Store> store,
                                  const Memory& memory)
     : options_(std::move(options)),
-      keeper_(options_.files, options_.clock, options_.binary),
       state_(options_.cluster, memory.jobs, options_.clock->Now(), memory.nodes),
       store_(std::move(store)),
-      last_sequences_(memory.last_sequences) {
+      last_sequences_(memory.last_sequences) {}
+
+absl::Status CoordinatorCore::OpenArchive() {
+  ArchiveOptions archive;
+  archive.catalog_path =
+      std::filesystem::path(options_.store_path).replace_filename("checkpoints.sqlite").string();
+  archive.files = options_.files;
+  archive.clock = options_.clock;
+  archive.verify = options_.verify_checkpoints;
+  archive.note = [this](const std::string& job, const std::string& text) { Note(job, text); };
+  absl::StatusOr<std::unique_ptr<CheckpointArchive>> opened =
+      CheckpointArchive::Open(std::move(archive));
+  if (!opened.ok()) return opened.status();
+  archive_ = *std::move(opened);
+  keeper_ = std::make_unique<CheckpointKeeper>(archive_.get(), options_.files, options_.clock,
+                                               options_.binary);
+  return absl::OkStatus();
+}
+
+void CoordinatorCore::StartThreads() {
   background_thread_ = std::thread([this] { RunBackground(); });
   if (options_.tick > absl::ZeroDuration()) tick_thread_ = std::thread([this] { RunTicks(); });
 }
 
 CoordinatorCore::~CoordinatorCore() {
   Shutdown();
-  background_thread_.join();
+  if (background_thread_.joinable()) background_thread_.join();
   if (tick_thread_.joinable()) tick_thread_.join();
 }
 
@@ -351,6 +373,11 @@ std::vector<NodeStatus> CoordinatorCore::ListNodes() const {
   return state_.nodes(options_.clock->Now());
 }
 
+absl::Status CoordinatorCore::CheckGeneration(const WorkerIdentity& writer) const {
+  MutexLock lock(&mutex_);
+  return state_.CheckGeneration(writer);
+}
+
 absl::StatusOr<JobSpec> CoordinatorCore::GetSpec(const std::string& job) const {
   MutexLock lock(&mutex_);
   const JobSpec* spec = state_.spec(job);
@@ -383,13 +410,13 @@ void CoordinatorCore::RunBackground() {
     }
     std::optional<Event> answer;
     if (const auto* choose = std::get_if<ChooseRestore>(&*work)) {
-      answer = keeper_.Choose(*choose);
+      answer = keeper_->Choose(*choose);
     } else if (const auto* stage = std::get_if<StageCheckpoint>(&*work)) {
-      answer = keeper_.Stage(*stage);
+      answer = keeper_->Stage(*stage);
     } else if (const auto* commit = std::get_if<CommitCheckpoint>(&*work)) {
-      answer = keeper_.Commit(*commit);
+      answer = keeper_->Commit(*commit);
     } else {
-      keeper_.Discard(std::get<DiscardStaging>(*work));
+      keeper_->Discard(std::get<DiscardStaging>(*work));
     }
     if (answer) Handle(*answer).IgnoreError();  // stale when the job has moved on meanwhile
   }

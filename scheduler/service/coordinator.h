@@ -17,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "base/clock.h"
 #include "base/mutex.h"
+#include "scheduler/service/checkpoint_archive.h"
 #include "scheduler/service/checkpoint_keeper.h"
 #include "scheduler/service/store.h"
 #include "scheduler/state/cluster_state.h"
@@ -56,6 +57,8 @@ struct CoordinatorOptions {
   // How often time is noticed; zero: only when Handle(Tick) is called.
   absl::Duration tick = absl::Milliseconds(100);
   std::string binary = "moesaic";
+  // Whether each new checkpoint is read again in the background, and set aside if it is damaged.
+  bool verify_checkpoints = true;
   const Clock* clock = &Clock::System();
   FileSystem* files = &FileSystem::System();
 };
@@ -94,6 +97,13 @@ class CoordinatorCore {
   std::vector<JobStatus> ListJobs() const;
   std::vector<NodeStatus> ListNodes() const;
   absl::StatusOr<JobSpec> GetSpec(const std::string& job) const;
+  // Whether `writer` is of the job's current generation and has its token; its rank and incarnation
+  // are not looked at. FailedPrecondition "stale generation ...", PermissionDenied, NotFound.
+  absl::Status CheckGeneration(const WorkerIdentity& writer) const;
+  // Its calls wait for the disk.
+  CheckpointArchive& archive() { return *archive_; }
+  const std::string& binary() const { return options_.binary; }
+  const Clock& clock() const { return *options_.clock; }
   absl::StatusOr<RankTable> GetRankTable(const WorkerIdentity& worker);
 
   // Ends all streams and refuses what comes; for a server that wants to stop.
@@ -129,6 +139,8 @@ class CoordinatorCore {
 
   CoordinatorCore(CoordinatorOptions options, std::unique_ptr<Store> store, const Memory& memory);
   static absl::StatusOr<Memory> ReadMemory(Store* store);
+  absl::Status OpenArchive();
+  void StartThreads();
 
   absl::Status HandleLocked(const Event& event, Deliveries* deliveries)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -146,7 +158,6 @@ class CoordinatorCore {
   void RunTicks() ABSL_LOCKS_EXCLUDED(mutex_);
 
   const CoordinatorOptions options_;
-  CheckpointKeeper keeper_;  // of the background thread
 
   mutable Mutex mutex_;
   CondVar changed_;
@@ -161,6 +172,9 @@ class CoordinatorCore {
   std::map<std::string, uint64_t> last_sequences_ ABSL_GUARDED_BY(mutex_);
   std::deque<BackgroundWork> background_ ABSL_GUARDED_BY(mutex_);
 
+  // Notes of the archive come here, so it goes first.
+  std::unique_ptr<CheckpointArchive> archive_;
+  std::unique_ptr<CheckpointKeeper> keeper_;  // of the background thread
   std::thread background_thread_;
   std::thread tick_thread_;
 };

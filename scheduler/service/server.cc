@@ -12,6 +12,7 @@
 #include "base/mutex.h"
 #include "proto/coordinator.grpc.pb.h"
 #include "scheduler/client/channel.h"
+#include "scheduler/service/checkpoint_server.h"
 #include "scheduler/service/event_stream.h"
 #include "scheduler/service/log_reader.h"
 #include "scheduler/service/submission.h"
@@ -345,7 +346,9 @@ Security SecurityOf(const ServerOptions& options) {
 class RunningServer : public CoordinatorServer {
  public:
   RunningServer(CoordinatorCore* core, Security security, const QueueLimits& limits)
-      : core_(core), service_(core, security, limits) {}
+      : core_(core),
+        service_(core, security, limits),
+        checkpoints_(MakeCheckpointService(core)) {}
   ~RunningServer() override {
     core_->Shutdown();
     service_.Shutdown();
@@ -357,6 +360,7 @@ class RunningServer : public CoordinatorServer {
     int bound = 0;
     builder.AddListeningPort(options.listen, ServerCredentials(options.tls), &bound);
     builder.RegisterService(&service_);
+    builder.RegisterService(checkpoints_.get());
     ConfigureServer(&builder);
     server_ = builder.BuildAndStart();
     if (server_ == nullptr || bound == 0) {
@@ -370,6 +374,7 @@ class RunningServer : public CoordinatorServer {
  private:
   CoordinatorCore* const core_;
   Service service_;
+  const std::unique_ptr<grpc::Service> checkpoints_;
   std::unique_ptr<grpc::Server> server_;
   std::string address_;
 };

@@ -63,13 +63,18 @@ std::string DescribeDifference(absl::string_view what, size_t ranks, const Get& 
 // ---- Workers.
 // ------------------------------------------------------------------------------------
 
+absl::Status ClusterState::CheckGeneration(const WorkerIdentity& writer) const {
+  const Job* job = FindJob(writer.job());
+  if (job == nullptr) return absl::NotFoundError(fmt::format("there is no job {}", writer.job()));
+  if (job->live == nullptr || job->live->number() != writer.generation()) return Stale(writer);
+  return EqualInConstantTime(writer.token(), job->live->record.token())
+             ? absl::OkStatus()
+             : absl::PermissionDeniedError("wrong token");
+}
+
 absl::StatusOr<ClusterState::Job*> ClusterState::CheckWorker(const WorkerIdentity& worker) {
+  if (const absl::Status current = CheckGeneration(worker); !current.ok()) return current;
   Job* job = FindJob(worker.job());
-  if (job == nullptr) return absl::NotFoundError(fmt::format("there is no job {}", worker.job()));
-  if (job->live == nullptr || job->live->number() != worker.generation()) return Stale(worker);
-  if (!EqualInConstantTime(worker.token(), job->live->record.token())) {
-    return absl::PermissionDeniedError("wrong token");
-  }
   if (worker.rank() >= job->live->ranks.size()) {
     return absl::InvalidArgumentError(
         fmt::format("rank {} of a generation of {} ranks", worker.rank(), job->live->ranks.size()));

@@ -84,6 +84,9 @@ class ClusterState final : private SnapshotEdge {
   // Null when there is none of that name.
   const JobStatus* status(absl::string_view job) const;
   const JobSpec* spec(absl::string_view job) const;
+  // Whether `writer` (its rank and incarnation aside) is of the job's live generation: NotFound,
+  // FailedPrecondition "stale generation ...", PermissionDenied for a wrong token.
+  absl::Status CheckGeneration(const WorkerIdentity& writer) const;
   // Of the generation that is starting or running; null when there is none.
   const RankTable* rank_table(absl::string_view job) const;
   const Control* control(absl::string_view job) const;
