@@ -39,6 +39,13 @@ CheckpointEvent EventOf(CheckpointEvent::Kind kind, const CheckpointEntry& entry
   return event;
 }
 
+bool Equal(const std::vector<CheckpointEntry>& a, const std::vector<CheckpointEntry>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](const CheckpointEntry& x, const CheckpointEntry& y) {
+                      return x.SerializeAsString() == y.SerializeAsString();
+                    });
+}
+
 // What happened between two states of a job's catalog.
 std::vector<CheckpointEvent> Differences(const std::vector<CheckpointEntry>& before,
                                          const std::vector<CheckpointEntry>& after) {
@@ -146,7 +153,7 @@ absl::StatusOr<std::vector<CheckpointEvent>> CheckpointArchive::Reconcile(
   if (!after.ok()) return after.status();
   std::vector<CheckpointEvent> events = Differences(*before, *after);
   MutexLock lock(&mutex_);
-  if (!events.empty()) {
+  if (!Equal(*before, *after)) {
     if (const absl::Status put = catalog_->Replace(job, *after); !put.ok()) return put;
   }
   for (const CheckpointEvent& event : events) {
@@ -179,6 +186,9 @@ absl::StatusOr<std::vector<CheckpointEntry>> CheckpointArchive::Scan(
     entries.push_back(old == nullptr ? Describe(job, aside.step, aside.path) : *old);
     entries.back().set_quarantined(aside.reason.empty() ? "unknown" : aside.reason);
   }
+  std::sort(entries.begin(), entries.end(), [](const auto& x, const auto& y) {
+    return std::pair(x.step(), x.path()) < std::pair(y.step(), y.path());
+  });
   return entries;
 }
 
@@ -289,8 +299,10 @@ absl::StatusOr<std::vector<std::string>> CheckpointArchive::Verify(
 }
 
 absl::Status CheckpointArchive::MarkVerified(const CheckpointEntry& entry) {
+  const std::shared_ptr<JobRoot> held = RootOf(entry.job());
   std::vector<CheckpointEvent> events;
   {
+    MutexLock root_lock(&held->mutex);  // nobody compares catalog and folders meanwhile
     MutexLock lock(&mutex_);
     absl::StatusOr<std::vector<CheckpointEntry>> entries = catalog_->List(entry.job());
     if (!entries.ok()) return entries.status();

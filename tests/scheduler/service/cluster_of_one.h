@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -54,7 +55,7 @@ class ClusterOfOne : public ::testing::Test {
     auto core = CoordinatorCore::Open(options);
     ASSERT_TRUE(core.ok()) << core.status();
     core_ = *std::move(core);
-    auto server = CoordinatorServer::Start(core_.get(), {.listen = listen});
+    auto server = CoordinatorServer::Start(core_.get(), {listen, std::nullopt, false});
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
   }
