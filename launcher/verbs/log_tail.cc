@@ -17,17 +17,18 @@ constexpr size_t kMaxLine = 1 << 20;
 
 absl::Status LogTail::Run() {
   generation_ = options_.generation;
+  // A coordinator that answers now and goes away later is waited for.
+  const absl::Status reached = GetJob(client_, options_.job).status();
+  if (!reached.ok()) return reached;
   bool troubled = false;
-  bool reached = false;
   while (true) {
     const uint64_t before = offset_;
     absl::Status ended = ReadStream();
-    reached = reached || !absl::IsUnavailable(ended);
     troubled = troubled && offset_ == before;
     absl::StatusOr<bool> more = false;
     if (options_.follow) {
       more = More(ended);
-      if (reached && absl::IsUnavailable(more.status())) {
+      if (absl::IsUnavailable(more.status())) {
         if (!std::exchange(troubled, true)) on_trouble_(more.status());
         more = true;
       }
@@ -71,9 +72,11 @@ absl::StatusOr<bool> LogTail::More(const absl::Status& ended) {
     offset_ = 0;
     return true;
   }
-  // A generation that never wrote a log is passed over.
-  if (absl::IsNotFound(ended) && (fixed || HasEnded(status->state()))) return ended;
-  return !fixed && !HasEnded(status->state());
+  // A generation that never wrote a log is passed over. What was written up to the end of the job is
+  // there by the first read after it.
+  const bool over = fixed || (HasEnded(status->state()) && std::exchange(read_after_end_, true));
+  if (over && !ended.ok()) return ended;
+  return !over;
 }
 
 void LogTail::Take(const LogBytes& piece) {

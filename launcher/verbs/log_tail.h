@@ -53,6 +53,7 @@ class LogTail {
   uint64_t generation_ = 0;  // being read; 0: not known yet
   uint64_t offset_ = 0;
   std::string partial_;
+  bool read_after_end_ = false;
 };
 
 }  // namespace moesaic

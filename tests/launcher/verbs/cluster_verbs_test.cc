@@ -30,8 +30,35 @@ struct Result {
   std::string err;
 };
 
-Result RunMoesaic(std::vector<std::string> arguments) {
-  std::ostringstream out;
+// Output that another thread looks at while it is written.
+class LockedText : public std::streambuf {
+ public:
+  std::string text() {
+    MutexLock lock(&mutex_);
+    return text_;
+  }
+
+ protected:
+  int_type overflow(int_type c) override {
+    MutexLock lock(&mutex_);
+    if (c != traits_type::eof()) text_.push_back(traits_type::to_char_type(c));
+    return c;
+  }
+  std::streamsize xsputn(const char* bytes, std::streamsize count) override {
+    MutexLock lock(&mutex_);
+    text_.append(bytes, static_cast<size_t>(count));
+    return count;
+  }
+
+ private:
+  Mutex mutex_;
+  std::string text_ ABSL_GUARDED_BY(mutex_);
+};
+
+Result RunMoesaic(std::vector<std::string> arguments, LockedText* text = nullptr) {
+  LockedText own;
+  if (text == nullptr) text = &own;
+  std::ostream out(text);
   std::ostringstream err;
   VerbContext context{.out = out,
                       .err = err,
@@ -39,15 +66,15 @@ Result RunMoesaic(std::vector<std::string> arguments) {
                       .program_path = "",
                       .vocabulary_of = {}};
   const int exit_code = RunProgram(std::move(arguments), context);
-  return {exit_code, out.str(), err.str()};
+  return {exit_code, text->text(), err.str()};
 }
 
 class ClusterVerbsTest : public ClusterOfOne {
  protected:
   // Not Run: a test has a function of that name.
-  Result Moesaic(std::vector<std::string> arguments) const {
+  Result Moesaic(std::vector<std::string> arguments, LockedText* text = nullptr) const {
     arguments.insert(arguments.end(), {"--coordinator", server_->address()});
-    return RunMoesaic(std::move(arguments));
+    return RunMoesaic(std::move(arguments), text);
   }
 
   JobSpec Spec(const std::string& name) const {
@@ -128,7 +155,9 @@ TEST_F(ClusterVerbsTest, EventsGoOnOverARestartOfTheCoordinator) {
   EXPECT_EQ(Json::parse(events.substr(0, events.find('\n')))["sequence"], 1);
   const uint64_t newest = core_->GetJob("a")->newest_event();
   Result followed;
-  std::thread follower([&] { followed = Moesaic({"events", "a", "-f", "-o", "json"}); });
+  LockedText text;
+  std::thread follower([&] { followed = Moesaic({"events", "a", "-f", "-o", "json"}, &text); });
+  while (text.text().empty()) std::this_thread::yield();
   const std::string address = server_->address();
   StopServer();
   StartServer(address);
@@ -166,7 +195,9 @@ TEST_F(ClusterVerbsTest, FollowedLogsEndWithTheJobAndLoseNothingOverARestart) {
   StartJob(Spec("a"));
   Log("a", "rank-0.log", "before\n");
   Result followed;
-  std::thread follower([&] { followed = Moesaic({"logs", "-f", "a"}); });
+  LockedText text;
+  std::thread follower([&] { followed = Moesaic({"logs", "-f", "a"}, &text); });
+  while (text.text() != "before\n") std::this_thread::yield();
   const std::string address = server_->address();
   StopServer();
   Log("a", "rank-0.log", "mean");
