@@ -89,8 +89,11 @@ void Serve(const CoordinatorFlags& flags, VerbContext& context) {
     Fail(tls.status(), context);
     return;
   }
-  const auto server = CoordinatorServer::Start(
-      core->get(), {flags.listen, *std::move(tls), flags.tls.insecure});
+  ServerOptions serving;
+  serving.listen = flags.listen;
+  serving.tls = *std::move(tls);
+  serving.insecure = flags.tls.insecure;
+  const auto server = CoordinatorServer::Start(core->get(), serving);
   if (!server.ok()) {
     Fail(server.status(), context);
     return;

@@ -5,7 +5,6 @@
 
 #include <filesystem>
 #include <memory>
-#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -55,7 +54,9 @@ class ClusterOfOne : public ::testing::Test {
     auto core = CoordinatorCore::Open(options);
     ASSERT_TRUE(core.ok()) << core.status();
     core_ = *std::move(core);
-    auto server = CoordinatorServer::Start(core_.get(), {listen, std::nullopt, false});
+    ServerOptions serving;
+    serving.listen = listen;
+    auto server = CoordinatorServer::Start(core_.get(), serving);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
   }
