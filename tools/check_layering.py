@@ -15,7 +15,7 @@ ARROWS = {
     "proto": ["base"],
     "parallel/layout": ["base"],
     "parallel": ["base", "parallel"],
-    "trainer/catalog": ["base", "proto"],
+    "trainer/catalog": ["base", "proto", "parallel/layout"],
     "trainer/data": ["base", "proto"],
     "trainer/recipe": ["base", "proto", "trainer/catalog"],
     "trainer/checkpoint/format": ["base", "proto", "trainer/catalog"],

@@ -16,6 +16,7 @@
 #include "launcher/verbs/jobs.h"
 #include "launcher/verbs/logs.h"
 #include "launcher/verbs/node.h"
+#include "launcher/verbs/plan.h"
 #include "launcher/verbs/run.h"
 #include "launcher/verbs/submit.h"
 #include "launcher/verbs/version.h"
@@ -45,6 +46,7 @@ constexpr RegisterVerb kVerbs[] = {
     RegisterData,
     RegisterEval,
     RegisterGenerate,
+    RegisterPlan,
     RegisterVersion,
 };
 

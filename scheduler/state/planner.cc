@@ -10,12 +10,16 @@
 #include "parallel/layout/balanced_placement.h"
 #include "parallel/layout/micro_batch_plan.h"
 #include "trainer/catalog/expert_state.h"
+#include "trainer/catalog/parameter_catalog.h"
+#include "trainer/catalog/sizing.h"
 
 namespace moesaic {
 namespace {
 
 // Another placement than the even one, or more copies, must take this much off the busiest rank.
 constexpr double kWorthwhile = 0.98;
+// Of a node's memory; the rest is the system's.
+constexpr double kUsableMemory = 0.9;
 
 int64_t Rounds(const JobSpec& spec, uint32_t ranks) {
   const int64_t micro_batches = spec.train().global_batch() / spec.train().micro_batch();
@@ -154,6 +158,11 @@ std::vector<RankPlace> Places(const std::vector<PlanNode>& nodes, uint32_t slots
   return places;
 }
 
+bool KnowMemory(const std::vector<PlanNode>& nodes) {
+  return std::all_of(nodes.begin(), nodes.end(),
+                     [](const PlanNode& node) { return node.memory_bytes > 0; });
+}
+
 // Where the experts of a layout go, and why.
 struct PlacedExperts {
   ExpertPlacement placement;
@@ -167,38 +176,77 @@ bool IsBetter(const Mesh& mesh, const ExpertLoad& load, const ExpertPlacement& a
   return ExpectedImbalance(mesh, a, load) < kWorthwhile * ExpectedImbalance(mesh, b, load);
 }
 
+// What a node would need beyond what it has, in words; empty: nothing, or nobody knows.
+std::string MissingMemory(const PlanInput& input, const std::vector<PlanNode>& nodes,
+                          const Mesh& mesh, const ExpertPlacement& placement,
+                          const ExpertLoad& load) {
+  if (!KnowMemory(nodes)) return "";
+  const absl::StatusOr<ParameterCatalog> catalog = ParameterCatalog::Build(*input.spec);
+  if (!catalog.ok()) return "";
+  const JobSize size = SizeJob({.spec = input.spec,
+                                .catalog = &*catalog,
+                                .mesh = &mesh,
+                                .placement = &placement,
+                                .load = &load});
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    const auto most = static_cast<uint64_t>(size.nodes[i].most());
+    if (static_cast<double>(most) <= kUsableMemory * static_cast<double>(nodes[i].memory_bytes)) {
+      continue;
+    }
+    constexpr double kMiB = 1 << 20;
+    return fmt::format("{} would need about {:.0f} MiB and has {:.0f} MiB", nodes[i].id,
+                       static_cast<double>(most) / kMiB,
+                       static_cast<double>(nodes[i].memory_bytes) / kMiB);
+  }
+  return "";
+}
+
 std::string WhyPlaced(const Mesh& mesh, const ExpertLoad& load, const ExpertPlacement& even,
                       const ExpertPlacement& chosen) {
-  const std::string by = load.empty() ? "no load is recorded yet" : "by recorded load";
   const double before = ExpectedImbalance(mesh, even, load);
   const double after = ExpectedImbalance(mesh, chosen, load);
-  std::string why = fmt::format("experts placed {}: the busiest rank takes {:.2f} of the mean",
-                                load.empty() ? "evenly, " + by : by, after);
+  std::string why =
+      fmt::format("experts placed {}: the busiest rank takes {:.2f} of the mean",
+                  load.empty() ? "evenly, no load is recorded yet" : "by recorded load", after);
   if (after < before) why += fmt::format(", {:.2f} if placed by number", before);
   return why;
 }
 
-PlacedExperts PlaceExperts(const PlanInput& input, const Mesh& mesh, int copies) {
+// How many copies a rank may hold a layer, at most.
+int MostCopies(const PlanInput& input, const std::vector<PlanNode>& nodes, const ExpertLoad& load) {
+  const ParallelSpec& parallel = input.spec->parallel();
+  if (parallel.has_expert_copies()) return static_cast<int>(parallel.expert_copies());
+  return !load.empty() && KnowMemory(nodes) ? 1 : 0;
+}
+
+PlacedExperts PlaceExperts(const PlanInput& input, const std::vector<PlanNode>& nodes,
+                           const Mesh& mesh, const ExpertLoad& load) {
   const JobSpec& spec = *input.spec;
-  ExpertLoad load;
   if (input.restored != nullptr) {
     auto kept = KeptPlacement(spec, mesh, input.restored->placement(), input.placement_epoch);
     if (kept.ok()) return {*std::move(kept), "experts stay where they were"};
-    load = RecordedLoad(spec.model(), *input.restored);
   }
   const std::vector<int> experts = ExpertsOfLayers(spec.model());
   const ExpertPlacement even = ExpertPlacement::Even(mesh, experts, input.placement_epoch);
-  ExpertPlacement chosen = even;
-  for (int allowed = 0; allowed <= copies; ++allowed) {
+  PlacedExperts chosen{even, ""};
+  std::string refused;
+  for (int copies = 0; copies <= MostCopies(input, nodes, load); ++copies) {
     ExpertPlacement balanced = BalancedPlacement({.mesh = &mesh,
                                                   .experts = experts,
                                                   .load = &load,
-                                                  .copies = allowed,
+                                                  .copies = copies,
                                                   .epoch = input.placement_epoch});
-    if (IsBetter(mesh, load, balanced, chosen)) chosen = std::move(balanced);
+    if (!IsBetter(mesh, load, balanced, chosen.placement)) continue;
+    const std::string missing =
+        copies > 0 ? MissingMemory(input, nodes, mesh, balanced, load) : std::string();
+    if (!missing.empty()) {
+      refused = fmt::format("; no more copies of experts, {}", missing);
+      break;
+    }
+    chosen.placement = std::move(balanced);
   }
-  std::string why = WhyPlaced(mesh, load, even, chosen);
-  return {std::move(chosen), std::move(why)};
+  chosen.reason = WhyPlaced(mesh, load, even, chosen.placement) + refused;
+  return chosen;
 }
 
 }  // namespace
@@ -230,17 +278,18 @@ absl::StatusOr<GenerationPlan> PlanGeneration(const PlanInput& input) {
   const uint32_t degree = *ExpertDegree(spec, *count * slots);
   absl::StatusOr<Mesh> mesh = Mesh::Create(Places(nodes, slots, degree));
   if (!mesh.ok()) return mesh.status();
-  const int copies = static_cast<int>(spec.parallel().expert_copies());
-  PlacedExperts experts = PlaceExperts(input, *mesh, copies);
+  const ExpertLoad load =
+      input.restored != nullptr ? RecordedLoad(spec.model(), *input.restored) : ExpertLoad();
+  PlacedExperts experts = PlaceExperts(input, nodes, *mesh, load);
   std::string reason = WhyLayout(spec, limits, *count, Rounds(spec, *count * slots));
   if (mesh->expert_size() > 1) reason += "; " + experts.reason;
+  const std::string missing = MissingMemory(input, nodes, *mesh, experts.placement, load);
+  if (!missing.empty()) reason += "; memory will be short: " + missing;
 
   const uint32_t threads = Threads(spec, nodes);
   std::string layout =
       fmt::format("{} node{}, data {}, expert {}, {} thread{} a rank", *count,
                   *count == 1 ? "" : "s", mesh->size(), degree, threads, threads == 1 ? "" : "s");
-  const ExpertLoad load =
-      input.restored != nullptr ? RecordedLoad(spec.model(), *input.restored) : ExpertLoad();
   const bool survives = experts.placement.SurvivesAnyNode(*mesh);
   const double imbalance = ExpectedImbalance(*mesh, experts.placement, load);
   return GenerationPlan{.nodes = std::move(nodes),
