@@ -14,6 +14,11 @@ void ChaosJudge::Injected(const PlannedFault& fault, absl::Time now) {
   open_->lasting_hang = fault.target.kind == ChaosTarget::kRank && fault.fault.seconds() == 0;
 }
 
+void ChaosJudge::Withdraw() {
+  costs_.pop_back();
+  open_.reset();
+}
+
 void ChaosJudge::Take(const JobEvent& event, absl::Time now) {
   if (event.has_status()) TakeStatus(event.status(), now);
   if (event.has_step()) TakeStep(event.step(), now);

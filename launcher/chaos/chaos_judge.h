@@ -32,6 +32,8 @@ class ChaosJudge {
   explicit ChaosJudge(absl::Duration recover_within) : recover_within_(recover_within) {}
 
   void Injected(const PlannedFault& fault, absl::Time now);
+  // The newest fault did not take place after all.
+  void Withdraw();
   void Take(const JobEvent& event, absl::Time now);
   // Notices faults that were not recovered from in time.
   void Tick(absl::Time now);
