@@ -24,6 +24,7 @@ struct CoordinatorFlags {
   std::string listen = kDefaultCoordinator;
   std::string dir;
   TlsFlags tls;
+  bool allow_chaos = false;
 };
 
 constexpr char kAddressFile[] = "address";
@@ -93,6 +94,7 @@ void Serve(const CoordinatorFlags& flags, VerbContext& context) {
   serving.listen = flags.listen;
   serving.tls = *std::move(tls);
   serving.insecure = flags.tls.insecure;
+  serving.allow_chaos = flags.allow_chaos;
   const auto server = CoordinatorServer::Start(core->get(), serving);
   if (!server.ok()) {
     Fail(server.status(), context);
@@ -120,6 +122,8 @@ void RegisterCoordinator(CLI::App& program, VerbContext& context) {
                    "coordinator listens")
       ->required();
   AddTlsFlags(verb, &flags->tls);
+  verb->add_flag("--allow-chaos", flags->allow_chaos,
+                 "Let moesaic chaos break jobs: for clusters that are there to be tested");
   verb->footer(
       "Runs until SIGINT or SIGTERM. Started again on the same folder it goes on: jobs keep\n"
       "their state, and generations that still run are taken over.\n\n"

@@ -7,6 +7,7 @@
 #include "absl/strings/str_join.h"
 #include "launcher/config/spelling.h"
 #include "launcher/verbs/certs.h"
+#include "launcher/verbs/chaos.h"
 #include "launcher/verbs/ckpt.h"
 #include "launcher/verbs/compute.h"
 #include "launcher/verbs/config.h"
@@ -42,6 +43,7 @@ constexpr RegisterVerb kVerbs[] = {
     RegisterAgent,
     RegisterCkpt,
     RegisterCerts,
+    RegisterChaos,
     RegisterConfig,
     RegisterData,
     RegisterEval,

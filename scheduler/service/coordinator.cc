@@ -395,6 +395,28 @@ absl::StatusOr<RankTable> CoordinatorCore::GetRankTable(const WorkerIdentity& wo
   return *state_.rank_table(worker.job());
 }
 
+absl::StatusOr<RankTable> CoordinatorCore::LiveRankTable(const std::string& job) const {
+  MutexLock lock(&mutex_);
+  const RankTable* table = state_.rank_table(job);
+  if (table == nullptr) return absl::NotFoundError(fmt::format("job {} does not run", job));
+  return *table;
+}
+
+absl::Status CoordinatorCore::SendToAgent(const std::string& agent, AgentCommand command) {
+  std::shared_ptr<Outbox<AgentCommand>> outbox;
+  {
+    MutexLock lock(&mutex_);
+    const auto found = agents_.find(agent);
+    if (found == agents_.end()) {
+      return absl::NotFoundError(fmt::format("there is no agent {}", agent));
+    }
+    outbox = found->second;
+    outbox->Push(std::move(command));
+  }
+  outbox->Pump();
+  return absl::OkStatus();
+}
+
 // ---- Threads.
 // ------------------------------------------------------------------------------------
 

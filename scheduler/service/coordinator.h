@@ -105,6 +105,10 @@ class CoordinatorCore {
   const std::string& binary() const { return options_.binary; }
   const Clock& clock() const { return *options_.clock; }
   absl::StatusOr<RankTable> GetRankTable(const WorkerIdentity& worker);
+  // Of the generation that is starting or running; NotFound when there is none.
+  absl::StatusOr<RankTable> LiveRankTable(const std::string& job) const;
+  // NotFound when no agent of that name is connected.
+  absl::Status SendToAgent(const std::string& agent, AgentCommand command);
 
   // Ends all streams and refuses what comes; for a server that wants to stop.
   void Shutdown();

@@ -14,6 +14,7 @@
 #include "scheduler/client/channel.h"
 #include "scheduler/service/checkpoint_server.h"
 #include "scheduler/service/event_stream.h"
+#include "scheduler/service/fault_edge.h"
 #include "scheduler/service/log_reader.h"
 #include "scheduler/service/submission.h"
 
@@ -239,8 +240,9 @@ class ProgressReactor : public grpc::ServerBidiReactor<StepReport, Control> {
 
 class Service : public Coordinator::CallbackService {
  public:
-  Service(CoordinatorCore* core, Security security, const QueueLimits& limits)
-      : core_(core), security_(security), limits_(limits), log_reader_(core) {}
+  Service(CoordinatorCore* core, Security security, const ServerOptions& options)
+      : core_(core), security_(security), limits_(options.queue_limits), log_reader_(core),
+        fault_edge_(core, options.allow_chaos) {}
 
   // Ends the streams that only this side would end.
   void Shutdown() { log_reader_.Shutdown(); }
@@ -286,6 +288,13 @@ class Service : public Coordinator::CallbackService {
                                        const ChangeNodeRequest* request,
                                        ChangeNodeReply*) override {
     return Answer(context, core_->Handle(NodeChangeRequested{*request}));
+  }
+  grpc::ServerUnaryReactor* InjectFault(grpc::CallbackServerContext* context,
+                                        const InjectFaultRequest* request,
+                                        InjectFaultReply* reply) override {
+    absl::StatusOr<std::string> done = fault_edge_.Inject(*request);
+    if (done.ok()) reply->set_done(*std::move(done));
+    return Answer(context, done.status());
   }
   grpc::ServerWriteReactor<LogBytes>* ReadLog(grpc::CallbackServerContext*,
                                               const ReadLogRequest* request) override {
@@ -336,6 +345,7 @@ class Service : public Coordinator::CallbackService {
   const Security security_;
   const QueueLimits limits_;
   LogReader log_reader_;
+  const FaultEdge fault_edge_;
 };
 
 Security SecurityOf(const ServerOptions& options) {
@@ -345,9 +355,9 @@ Security SecurityOf(const ServerOptions& options) {
 
 class RunningServer : public CoordinatorServer {
  public:
-  RunningServer(CoordinatorCore* core, Security security, const QueueLimits& limits)
+  RunningServer(CoordinatorCore* core, Security security, const ServerOptions& options)
       : core_(core),
-        service_(core, security, limits),
+        service_(core, security, options),
         checkpoints_(MakeCheckpointService(core)) {}
   ~RunningServer() override {
     core_->Shutdown();
@@ -387,7 +397,7 @@ absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(
   const absl::Status allowed =
       CheckPlainText(options.listen, options.tls.has_value(), options.insecure);
   if (!allowed.ok()) return allowed;
-  auto server = std::make_unique<RunningServer>(core, security, options.queue_limits);
+  auto server = std::make_unique<RunningServer>(core, security, options);
   if (const absl::Status status = server->Listen(options); !status.ok()) return status;
   if (security == SECURITY_NONE) {
     LogWarning("INSECURE: {} takes plain text from anyone who reaches it", server->address());

@@ -24,6 +24,7 @@ struct ServerOptions {
   // logged and shown in the status of every job.
   bool insecure = false;
   QueueLimits queue_limits;  // of each stream
+  bool allow_chaos = false;  // InjectFault
 };
 
 class CoordinatorServer {
