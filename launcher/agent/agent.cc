@@ -13,9 +13,11 @@
 #include "launcher/agent/agent_snapshots.h"
 #include "launcher/agent/command_check.h"
 #include "launcher/agent/coordinator_session.h"
+#include "launcher/agent/fault_injection.h"
 #include "launcher/agent/generation_runner.h"
 #include "launcher/agent/host_network.h"
 #include "launcher/agent/peer_service.h"
+#include "launcher/agent/rank_environment.h"
 #include "scheduler/client/channel.h"
 #include "scheduler/client/random_token.h"
 
@@ -37,8 +39,11 @@ std::map<std::string, std::string> ShimVariables(const std::optional<TlsFiles>& 
 }
 
 GenerationRunnerOptions RunnerOptions(const AgentOptions& options, const std::string& network) {
+  std::map<std::string, std::string> environment = options.environment;
+  environment.erase(kChaosVariable);
+  if (options.allow_chaos) environment[kChaosVariable] = "1";
   return {.host = {.coordinator = options.coordinator,
-                   .environment = options.environment,
+                   .environment = std::move(environment),
                    .tls = options.worker_tls},
           .worker = options.worker,
           .mpirun = options.mpirun,
@@ -55,6 +60,7 @@ class RunningAgent : public Agent, private SessionOwner {
                const std::string& network)
       : options_(std::move(options)),
         folder_(std::move(folder)),
+        faults_(options_.allow_chaos),
         session_({.agent = options_.name,
                   .incarnation = RandomToken(),
                   .channel = OpenCoordinatorChannel(options_.coordinator, options_.tls)},
@@ -126,6 +132,31 @@ class RunningAgent : public Agent, private SessionOwner {
     return Say(std::move(message));
   }
 
+  void Persist(const PersistSnapshot& persist) {
+    if (!faults_.disk_is_full()) {
+      snapshots_.Persist(persist);
+      return;
+    }
+    for (const RankArena& arena : persist.arenas()) {
+      AgentMessage message;
+      ShardsPersisted* report = message.mutable_persisted();
+      report->set_job(persist.job());
+      report->set_generation(persist.generation());
+      report->set_step(persist.step());
+      report->set_staging(persist.staging());
+      report->set_rank(arena.rank());
+      report->set_error("no space left on device (chaos)");
+      Say(std::move(message));
+    }
+  }
+
+  void Inject(const InjectedFault& command) {
+    const absl::Status status = faults_.Inject(command, RunFolderMark(folder_->path()));
+    LogWarning("chaos: {} of {}: {}", Fault::Kind_Name(command.fault().kind()),
+               command.has_rank() ? fmt::format("rank {}", command.rank()) : "this node",
+               status.ok() ? "done" : std::string(status.message()));
+  }
+
   AgentRegistration Registration() override {
     AgentRegistration registration;
     registration.set_slots(options_.slots);
@@ -151,13 +182,13 @@ class RunningAgent : public Agent, private SessionOwner {
     switch (command.kind_case()) {
       case AgentCommand::kStart: Start(command.start()); break;
       case AgentCommand::kKill: generations_.Kill(command.kill()); break;
-      case AgentCommand::kPersist: snapshots_.Persist(command.persist()); break;
+      case AgentCommand::kPersist: Persist(command.persist()); break;
       case AgentCommand::kReplicate: snapshots_.Replicate(command.replicate()); break;
       case AgentCommand::kKeep: Keep(command.keep()); break;
       case AgentCommand::kForget: snapshots_.Forget(command.forget()); break;
       case AgentCommand::kWelcome: TakeWelcome(command.welcome()); break;
       case AgentCommand::kLeave: Release(command.leave().reason()); break;
-      case AgentCommand::kInject:
+      case AgentCommand::kInject: Inject(command.inject()); break;
       case AgentCommand::KIND_NOT_SET: break;
     }
   }
@@ -208,6 +239,7 @@ class RunningAgent : public Agent, private SessionOwner {
 
   const AgentOptions options_;
   const std::unique_ptr<AgentFolder> folder_;
+  FaultInjection faults_;
   std::string host_;     // set by Open, then constant
   std::string address_;  // the same
 

@@ -36,6 +36,7 @@ struct AgentOptions {
   std::string orted = "orted";
   std::string shared_memory = "/dev/shm";
   std::map<std::string, std::string> environment;
+  bool allow_chaos = false;  // faults on purpose (fault_injection.h)
   LogLevel news = LogLevel::kDebug;  // of lines about what goes as it should
 };
 

@@ -12,7 +12,8 @@ namespace {
 
 const std::set<std::string>& PassedOn() {
   static const std::set<std::string> names = {"PATH", "HOME", "USER",   "LOGNAME",
-                                              "LANG", "TZ",   "LC_ALL", "MOESAIC_LOG_LEVEL"};
+                                              "LANG", "TZ",   "LC_ALL", "MOESAIC_LOG_LEVEL",
+                                              kChaosVariable};
   return names;
 }
 

@@ -18,6 +18,8 @@ inline constexpr char kTokenVariable[] = "MOESAIC_TOKEN";
 inline constexpr char kCoordinatorVariable[] = "MOESAIC_COORDINATOR";
 // The generation's folder on this host. It also marks the generation's processes.
 inline constexpr char kRunFolderVariable[] = "MOESAIC_RUN_FOLDER";
+// "1": the rank ends at a SIGRTMIN, with the code that comes with it (fault_injection.h).
+inline constexpr char kChaosVariable[] = "MOESAIC_CHAOS";
 
 // Names of variables that moesaic-orted-shim reads besides the token: of the generation, and of a
 // file of lines "HOST ADDRESS" (of the agent there).

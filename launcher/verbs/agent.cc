@@ -29,6 +29,7 @@ struct AgentFlags {
   std::string shared_memory = "/dev/shm";
   std::string worker_certificate;
   std::string worker_key;
+  bool allow_chaos = false;
 };
 
 std::string HostName() {
@@ -74,6 +75,7 @@ absl::StatusOr<AgentOptions> MakeOptions(const AgentFlags& flags, const VerbCont
         "--listen is every address of this host: give the one that others reach with --advertise");
   }
   options.advertise = flags.advertise;
+  options.allow_chaos = flags.allow_chaos;
   options.version = fmt::format("{} ({})", ThisBuild().version, ThisBuild().commit);
   options.worker = BesideProgram(context, "moesaic-worker");
   options.shim = BesideProgram(context, "moesaic-orted-shim");
@@ -148,6 +150,8 @@ void RegisterAgent(CLI::App& program, VerbContext& context) {
                    "A tmpfs for snapshots and temporary files of ranks")
       ->check(CLI::ExistingDirectory)
       ->capture_default_str();
+  verb->add_flag("--allow-chaos", flags->allow_chaos,
+                 "Let moesaic chaos break ranks and this agent: for clusters that are there to be tested");
   verb->add_option("--worker-cert", flags->worker_certificate,
                    "Certificate that its workers prove themselves with (default: of --tls-dir)");
   verb->add_option("--worker-key", flags->worker_key, "Its private key");

@@ -1,5 +1,6 @@
 // The `moesaic-worker` program: one rank of a training job, or a verb that computes on tensors. People
 // use `moesaic`, which starts it.
+#include <signal.h>
 #include <unistd.h>
 
 #include <iostream>
@@ -33,6 +34,16 @@ LogLevel LevelNamed(const std::string& name) {
   return found == levels.end() ? LogLevel::kInfo : found->second;
 }
 
+// For chaos runs (launcher/agent/fault_injection.h): an end from wherever the rank is.
+void EndAtSignal(int, siginfo_t* info, void*) { _exit(info->si_value.sival_int); }
+
+void LetChaosEndThis() {
+  struct sigaction action = {};
+  action.sa_sigaction = EndAtSignal;
+  action.sa_flags = SA_SIGINFO;
+  sigaction(SIGRTMIN, &action, nullptr);
+}
+
 int RunWorkerProgram(int argc, char** argv) {
   std::map<std::string, std::string> variables = Environment();
   const WorkerEnvironment environment = {.token = variables["MOESAIC_TOKEN"],
@@ -40,6 +51,7 @@ int RunWorkerProgram(int argc, char** argv) {
                                          .tls = TlsFilesFrom(variables),
                                          .run_folder = variables["MOESAIC_RUN_FOLDER"]};
   ConfigureLog("worker", environment.log_level);
+  if (variables["MOESAIC_CHAOS"] == "1") LetChaosEndThis();
   CLI::App program("Computes for moesaic, which starts it.", argv[0]);
   program.require_subcommand(1);
   int exit_code = kExitOk;
