@@ -402,7 +402,7 @@ absl::StatusOr<RankTable> CoordinatorCore::LiveRankTable(const std::string& job)
   return *table;
 }
 
-absl::Status CoordinatorCore::SendToAgent(const std::string& agent, AgentCommand command) {
+absl::Status CoordinatorCore::Command(const std::string& agent, AgentCommand command) {
   std::shared_ptr<Outbox<AgentCommand>> outbox;
   {
     MutexLock lock(&mutex_);

@@ -108,7 +108,7 @@ class CoordinatorCore {
   // Of the generation that is starting or running; NotFound when there is none.
   absl::StatusOr<RankTable> LiveRankTable(const std::string& job) const;
   // NotFound when no agent of that name is connected.
-  absl::Status SendToAgent(const std::string& agent, AgentCommand command);
+  absl::Status Command(const std::string& agent, AgentCommand command);
 
   // Ends all streams and refuses what comes; for a server that wants to stop.
   void Shutdown();

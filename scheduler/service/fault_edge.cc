@@ -51,7 +51,7 @@ absl::StatusOr<std::string> FaultEdge::SendToRank(const InjectFaultRequest& requ
     inject->set_generation(table->generation());
     inject->set_rank(request.rank());
     *inject->mutable_fault() = request.fault();
-    if (absl::Status sent = core_->SendToAgent(entry.node(), std::move(command)); !sent.ok()) {
+    if (absl::Status sent = core_->Command(entry.node(), std::move(command)); !sent.ok()) {
       return sent;
     }
     return fmt::format("rank {} on node {}", request.rank(), entry.node());
@@ -63,7 +63,7 @@ absl::StatusOr<std::string> FaultEdge::SendToRank(const InjectFaultRequest& requ
 absl::StatusOr<std::string> FaultEdge::SendToNode(const InjectFaultRequest& request) const {
   AgentCommand command;
   *command.mutable_inject()->mutable_fault() = request.fault();
-  if (absl::Status sent = core_->SendToAgent(request.node(), std::move(command)); !sent.ok()) {
+  if (absl::Status sent = core_->Command(request.node(), std::move(command)); !sent.ok()) {
     return sent;
   }
   return "node " + request.node();
