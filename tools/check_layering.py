@@ -19,8 +19,11 @@ ARROWS = {
     "trainer/data": ["base", "proto"],
     "trainer/recipe": ["base", "proto", "trainer/catalog"],
     "trainer/checkpoint/format": ["base", "proto", "trainer/catalog"],
-    "trainer": ["base", "proto", "parallel", "trainer", "scheduler/client/coordinator_client.h"],
-    "scheduler/client": ["base", "proto"],
+    # The trainer knows the cluster through two headers of its client.
+    "trainer": ["base", "proto", "parallel", "trainer", "scheduler/client/coordinator_client.h",
+                "scheduler/client/snapshot_peer.h"],
+    "scheduler/certs": ["base", "proto"],
+    "scheduler/client": ["base", "proto", "scheduler/certs", "trainer/checkpoint/format"],
     "scheduler/state": ["base", "proto", "parallel/layout", "trainer/catalog"],
     "scheduler": ["base", "proto", "parallel/layout", "trainer/catalog", "trainer/data",
                   "trainer/checkpoint/format", "scheduler"],

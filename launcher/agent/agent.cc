@@ -41,7 +41,7 @@ std::map<std::string, std::string> ShimVariables(const std::optional<TlsFiles>& 
 GenerationRunnerOptions RunnerOptions(const AgentOptions& options, const std::string& network) {
   std::map<std::string, std::string> environment = options.environment;
   environment.erase(kChaosVariable);
-  if (options.allow_chaos) environment[kChaosVariable] = "1";
+  if (options.allow_chaos) environment.emplace(kChaosVariable, "1");
   return {.host = {.coordinator = options.coordinator,
                    .environment = std::move(environment),
                    .tls = options.worker_tls},
