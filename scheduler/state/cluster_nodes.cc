@@ -59,10 +59,6 @@ absl::Status ClusterState::On(const AgentJoined& event) {
   const bool again = old != nodes_.end();
   if (again && !Accounts(registration, old->second.busy_job, old->second.busy_generation)) {
     DropNode(event.agent, "its agent registered again, without its generation");
-  } else if (again) {
-    for (const auto& [name, job] : jobs_) {
-      if (!job->ended()) job->snapshots.Lose(event.agent, this);  // answers may have been lost
-    }
   }
   Node& node = nodes_[event.agent];
   node.incarnation = event.incarnation;
@@ -86,9 +82,7 @@ absl::Status ClusterState::On(const AgentJoined& event) {
     if (!again) {
       Note(job, fmt::format("node {} joined with {} slots", event.agent, registration.slots()));
     }
-    for (const HeldSnapshot& held : registration.held()) {
-      if (held.job() == job->name()) job->snapshots.Hold(event.agent, held, this);
-    }
+    job->snapshots.Hold(event.agent, registration.held(), this);
     job->reconsider = now_ + options_.join_wait;
   }
   for (const GenerationEnded& ended : registration.ended()) {

@@ -10,6 +10,12 @@ absl::Status ClusterState::On(const SnapshotReported& event) {
   if (!checked.ok()) return checked.status();
   Job* job = *checked;
   if (job->live->exit_code) return absl::OkStatus();
+  const int rank = static_cast<int>(event.report.worker().rank());
+  const std::string& node = job->live->table().ranks(rank).node();
+  if (job->live->awaited.contains(node)) {
+    return absl::UnavailableError(
+        fmt::format("the coordinator was restarted, and node {} is not back yet", node));
+  }
   return job->snapshots.Report(event.report, this);
 }
 

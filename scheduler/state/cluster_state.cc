@@ -249,6 +249,11 @@ const AgentRegistration* ClusterState::Agent(const std::string& node) const {
   return found == nodes_.end() ? nullptr : &found->second.registration;
 }
 
+bool ClusterState::Answers(const std::string& node) const {
+  const auto found = nodes_.find(node);
+  return found != nodes_.end() && !Silent(found->second);
+}
+
 bool ClusterState::Stays(const std::string& node) const {
   const auto found = nodes_.find(node);
   return found != nodes_.end() && found->second.leaving.empty() && !book_.Draining(node);

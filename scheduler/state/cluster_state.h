@@ -280,6 +280,7 @@ class ClusterState final : private SnapshotEdge {
   void Do(Action action) override;
   void Tell(const std::string& job, const std::string& note) override;
   const AgentRegistration* Agent(const std::string& node) const override;
+  bool Answers(const std::string& node) const override;
   bool Stays(const std::string& node) const override;
   absl::Time Now() const override { return now_; }
 

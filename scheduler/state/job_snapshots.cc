@@ -108,6 +108,7 @@ void JobSnapshots::Tick(SnapshotEdge* edge) {
   }
   for (const uint64_t step : slow) GiveUp(step, "the agents took too long to write it", edge);
   Prune(edge);
+  Pump(edge);
 }
 
 // ---- From the ranks to memory.
@@ -130,64 +131,86 @@ absl::Status JobSnapshots::Report(const SnapshotReport& report, SnapshotEdge* ed
   if (step <= aborted_) {
     return absl::AbortedError(fmt::format("the snapshot of step {} was given up", step));
   }
-  if (step <= committed_) return absl::OkStatus();
+  // After a restart a newer one may be known already: its agents told of it.
+  if (step <= std::max(committed_, newest_whole())) return absl::OkStatus();
   Snapshot& snapshot = steps_[step];
   if (snapshot.origin == nullptr) {
     snapshot.origin = origin_;
     snapshot.holders.resize(origin_->rank_nodes.size());
   }
-  if (snapshot.whole) return absl::OkStatus();
   if (!report.error().empty()) {
     GiveUp(step, fmt::format("rank {}: {}", rank, report.error()), edge);
     return absl::OkStatus();
   }
-  snapshot.holders[rank][origin_->rank_nodes[rank]] = {
+  const std::string& node = origin_->rank_nodes[rank];
+  if (edge->Agent(node) == nullptr) {
+    GiveUp(step, fmt::format("node {}, which holds rank {}'s part, is gone", node, rank), edge);
+    return absl::OkStatus();
+  }
+  snapshot.holders[rank][node] = {
       fmt::format("{}.{}", origin_->arenas[rank], report.buffer()), false};
   if (report.state().step() == step) snapshot.state = report.state();
-  if (std::none_of(snapshot.holders.begin(), snapshot.holders.end(),
-                   [](const auto& parts) { return parts.empty(); })) {
-    BecomeWhole(step, edge);
-  }
+  if (HasAllParts(snapshot)) BecomeWhole(step, edge);
   return absl::OkStatus();
+}
+
+bool JobSnapshots::HasAllParts(const Snapshot& snapshot) {
+  return std::none_of(snapshot.holders.begin(), snapshot.holders.end(),
+                      [](const auto& parts) { return parts.empty(); });
 }
 
 void JobSnapshots::BecomeWhole(uint64_t step, SnapshotEdge* edge) {
   Snapshot* snapshot = At(step);
   snapshot->whole = true;
-  if (step > committed_ && Due(step)) {
-    snapshot->disk = Disk::kQueued;
-    }
+  if (step > committed_ && Due(step)) snapshot->disk = Disk::kQueued;
   StartCopies(step, snapshot, edge);
   Prune(edge);
   Pump(edge);
 }
 
-void JobSnapshots::Hold(const std::string& node, const HeldSnapshot& held, SnapshotEdge* edge) {
-  told_.erase(node);
+JobSnapshots::Snapshot* JobSnapshots::Claimed(const HeldSnapshot& held) {
   Snapshot* snapshot = At(held.step());
   if (snapshot == nullptr && origin_ != nullptr && held.generation() == origin_->generation &&
-      held.ranks() == origin_->rank_nodes.size() && held.step() > newest_whole() && !held.copy()) {
+      held.ranks() == origin_->rank_nodes.size() && held.step() > newest_whole() &&
+      held.step() > aborted_ && !held.copy()) {
     // Its ranks' reports found no coordinator.
     snapshot = &steps_[held.step()];
     snapshot->origin = origin_;
     snapshot->holders.resize(held.ranks());
   }
-  if (snapshot == nullptr || snapshot->origin->generation != held.generation() ||
-      held.rank() >= snapshot->holders.size() || held.ranks() != snapshot->holders.size()) {
-    return;
+  const bool same = snapshot != nullptr && snapshot->origin->generation == held.generation() &&
+                    held.rank() < snapshot->holders.size() &&
+                    held.ranks() == snapshot->holders.size();
+  return same ? snapshot : nullptr;
+}
+
+void JobSnapshots::Hold(const std::string& node,
+                        const google::protobuf::RepeatedPtrField<HeldSnapshot>& all,
+                        SnapshotEdge* edge) {
+  told_.erase(node);
+  Forget(node);
+  for (const HeldSnapshot& held : all) {
+    Snapshot* snapshot = held.job() == spec_.name() ? Claimed(held) : nullptr;
+    if (snapshot == nullptr) continue;
+    snapshot->holders[held.rank()][node] = {held.path(), held.copy()};
+    if (held.state().step() == held.step()) snapshot->state = held.state();
   }
-  snapshot->holders[held.rank()][node] = {held.path(), held.copy()};
-  if (held.state().step() == held.step()) snapshot->state = held.state();
-  if (!snapshot->whole &&
-      std::none_of(snapshot->holders.begin(), snapshot->holders.end(),
-                   [](const auto& parts) { return parts.empty(); })) {
-    BecomeWhole(held.step(), edge);
-    return;
+  // Nothing is dropped before all that the node holds is known.
+  uint64_t newest = 0;
+  for (auto& [step, snapshot] : steps_) {
+    if (!snapshot.whole && HasAllParts(snapshot)) {
+      snapshot.whole = true;
+      newest = step;
+    }
+    if (snapshot.disk == Disk::kNo && step > committed_ && Due(step) &&
+        Complete(snapshot, *edge)) {
+      snapshot.disk = Disk::kQueued;
+    }
   }
-  if (snapshot->disk == Disk::kNo && Due(held.step()) && Complete(*snapshot, *edge)) {
-    snapshot->disk = Disk::kQueued;
-    Pump(edge);
-  }
+  if (newest != 0) StartCopies(newest, At(newest), edge);
+  MoveWriters(node, edge);
+  Prune(edge);
+  Pump(edge);
 }
 
 void JobSnapshots::StartCopies(uint64_t step, Snapshot* snapshot, SnapshotEdge* edge) {
@@ -253,32 +276,44 @@ absl::Status JobSnapshots::Copied(const std::string& node, const SnapshotReplica
 
 void JobSnapshots::Lose(const std::string& node, SnapshotEdge* edge) {
   told_.erase(node);
+  Forget(node);
   std::vector<uint64_t> lost;
-  for (auto& [step, snapshot] : steps_) {
-    snapshot.copiers.erase(node);
-    for (auto& parts : snapshot.holders) parts.erase(node);
-    if (!snapshot.whole) {
-      if (IsMine(node)) lost.push_back(step);
-    } else if (snapshot.disk == Disk::kPersisting) {
-      bool stuck = false;
-      bool moved = false;
-      for (size_t rank = 0; rank < snapshot.writers.size(); ++rank) {
-        if (snapshot.writers[rank] != node || snapshot.shards.contains(static_cast<uint32_t>(rank)))
-          continue;
-        snapshot.writers[rank].clear();
-        stuck |= snapshot.holders[rank].empty();
-        moved = true;
-      }
-      if (moved && (stuck || !SendPersist(step, &snapshot, edge))) lost.push_back(step);
-    } else if ((snapshot.disk == Disk::kQueued || snapshot.disk == Disk::kStaging) &&
-               !Complete(snapshot, *edge)) {
-      lost.push_back(step);
-    }
+  for (const auto& [step, snapshot] : steps_) {
+    const bool waits = snapshot.disk == Disk::kQueued || snapshot.disk == Disk::kStaging;
+    if (snapshot.whole ? waits && !Complete(snapshot, *edge) : IsMine(node)) lost.push_back(step);
   }
   for (auto step = lost.rbegin(); step != lost.rend(); ++step) {
     GiveUp(*step, fmt::format("node {} was lost", node), edge);
   }
+  MoveWriters(node, edge);
   Prune(edge);
+}
+
+void JobSnapshots::Forget(const std::string& node) {
+  for (auto& [step, snapshot] : steps_) {
+    snapshot.copiers.erase(node);
+    for (auto& parts : snapshot.holders) parts.erase(node);
+  }
+}
+
+// What the node was to write and has not, somebody writes: it, if it has it, as its answer may have
+// been lost.
+void JobSnapshots::MoveWriters(const std::string& node, SnapshotEdge* edge) {
+  std::vector<uint64_t> stuck;
+  for (auto& [step, snapshot] : steps_) {
+    if (snapshot.disk != Disk::kPersisting) continue;
+    bool moved = false;
+    for (size_t rank = 0; rank < snapshot.writers.size(); ++rank) {
+      const bool its = snapshot.writers[rank] == node &&
+                       !snapshot.shards.contains(static_cast<uint32_t>(rank));
+      if (its) snapshot.writers[rank].clear();
+      moved |= its;
+    }
+    if (moved && !SendPersist(step, &snapshot, edge)) stuck.push_back(step);
+  }
+  for (const uint64_t step : stuck) {
+    GiveUp(step, fmt::format("node {} does not write it", node), edge);
+  }
 }
 
 bool JobSnapshots::IsMine(const std::string& node) const {
@@ -294,7 +329,15 @@ void JobSnapshots::Pump(SnapshotEdge* edge) {
     if (snapshot.OnItsWay() && snapshot.disk != Disk::kQueued) return;
   }
   for (auto& [step, snapshot] : steps_) {
-    if (snapshot.disk != Disk::kQueued || !Complete(snapshot, *edge)) continue;
+    if (snapshot.disk != Disk::kQueued) continue;
+    if (step < committed_) {  // a newer one went first
+      snapshot.disk = Disk::kNo;
+      continue;
+    }
+    if (!Complete(snapshot, *edge)) {
+      GiveUp(step, "a part of it is gone", edge);
+      return;
+    }
     snapshot.disk = Disk::kStaging;
     edge->Do(StageCheckpoint{spec_.name(), snapshot.origin->generation, step, spec_});
     return;
@@ -464,6 +507,10 @@ std::set<uint64_t> JobSnapshots::Needed() const {
 }
 
 void JobSnapshots::Prune(SnapshotEdge* edge) {
+  // Ranks take a buffer for free that is older than what is whole or given up, and not kept.
+  const uint64_t settled = std::max(newest_whole(), aborted_);
+  std::erase_if(steps_,
+                [&](const auto& entry) { return !entry.second.whole && entry.first <= settled; });
   const std::set<uint64_t> needed = Needed();
   std::erase_if(steps_, [&](const auto& entry) { return !needed.contains(entry.first); });
   if (origin_ == nullptr) return;
@@ -472,11 +519,9 @@ void JobSnapshots::Prune(SnapshotEdge* edge) {
   keep->set_job(spec_.name());
   std::set<std::string> agents(origin_->nodes.begin(), origin_->nodes.end());
   for (const auto& [step, snapshot] : steps_) {
-    if (snapshot.whole) {
-      auto* kept = keep->add_kept();
-      kept->set_generation(snapshot.origin->generation);
-      kept->set_step(step);
-    }
+    auto* kept = keep->add_kept();
+    kept->set_generation(snapshot.origin->generation);
+    kept->set_step(step);
     for (const auto& parts : snapshot.holders) {
       for (const auto& [node, part] : parts) agents.insert(node);
     }
@@ -536,8 +581,12 @@ std::optional<JobSnapshots::Restorable> JobSnapshots::Newest(const SnapshotEdge&
     found.record.set_layout(snapshot.origin->layout);
     *found.record.mutable_state() = *snapshot.state;
     for (size_t rank = 0; rank < snapshot.holders.size(); ++rank) {
-      for (const auto& [node, part] : snapshot.holders[rank]) {
-        if (edge.Agent(node) == nullptr) continue;
+      const auto& parts = snapshot.holders[rank];
+      const bool answered = std::any_of(parts.begin(), parts.end(), [&](const auto& part) {
+        return edge.Answers(part.first);
+      });
+      for (const auto& [node, part] : parts) {
+        if (answered ? !edge.Answers(node) : edge.Agent(node) == nullptr) continue;
         SnapshotSource& source = found.sources.emplace_back();
         source.set_node(node);
         source.set_address(edge.Agent(node)->address());

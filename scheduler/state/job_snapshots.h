@@ -33,6 +33,8 @@ class SnapshotEdge {
   virtual void Tell(const std::string& job, const std::string& note) = 0;
   // Null when the node is not registered.
   virtual const AgentRegistration* Agent(const std::string& node) const = 0;
+  // Whether it is registered and has been heard of a moment ago.
+  virtual bool Answers(const std::string& node) const = 0;
   // Whether it is registered and nobody wants it to go.
   virtual bool Stays(const std::string& node) const = 0;
   virtual absl::Time Now() const = 0;
@@ -76,7 +78,9 @@ class JobSnapshots {
 
   // ---- Events. Errors: Aborted when the step was given up; FailedPrecondition "stale ...".
   absl::Status Report(const SnapshotReport& report, SnapshotEdge* edge);
-  void Hold(const std::string& node, const HeldSnapshot& held, SnapshotEdge* edge);
+  // All that the node holds now, of any job: what it does not name any more is gone.
+  void Hold(const std::string& node, const google::protobuf::RepeatedPtrField<HeldSnapshot>& all,
+            SnapshotEdge* edge);
   absl::Status Copied(const std::string& node, const SnapshotReplicated& report,
                       SnapshotEdge* edge);
   void Lose(const std::string& node, SnapshotEdge* edge);
@@ -94,7 +98,8 @@ class JobSnapshots {
   struct Restorable {
     uint64_t step = 0;
     MemoryRecord record;
-    std::vector<SnapshotSource> sources;  // all holders of all parts
+    // All holders of all parts; of a part that some node which answers holds, only such nodes.
+    std::vector<SnapshotSource> sources;
   };
   std::optional<Restorable> Newest(const SnapshotEdge& edge) const;
   // What to make durable of the newest whole one.
@@ -136,6 +141,11 @@ class JobSnapshots {
   bool Due(uint64_t step) const;
   bool IsMine(const std::string& node) const;
   Snapshot* At(uint64_t step);
+  // The one that a node says it holds a part of; null when it is not wanted.
+  Snapshot* Claimed(const HeldSnapshot& held);
+  void Forget(const std::string& node);
+  void MoveWriters(const std::string& node, SnapshotEdge* edge);
+  static bool HasAllParts(const Snapshot& snapshot);
   Steps::iterator Find(uint64_t generation, uint64_t step, Disk disk);
   void BecomeWhole(uint64_t step, SnapshotEdge* edge);
   void StartCopies(uint64_t step, Snapshot* snapshot, SnapshotEdge* edge);

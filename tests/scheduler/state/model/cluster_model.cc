@@ -40,7 +40,7 @@ std::string ClusterModel::Run() {
     ++events_;
     if (calm_ && timeline_.now() > absl::FromUnixSeconds(1000 + 600)) {
       std::string states;
-      for (const auto& [name, job] : jobs_) states += state_->status(name)->DebugString();
+      for (const auto& [name, job] : jobs_) states += records_[name].status().DebugString();
       Fail("not ended long after the last fault:\n" + states);
     }
   }
@@ -59,7 +59,10 @@ void ClusterModel::StartCoordinator() {
   for (const auto& [name, record] : node_records_) nodes.push_back(record);
   state_ = std::make_unique<ClusterState>(options_, records, timeline_.now(), nodes);
   Log("coordinator {} starts", coordinator_life_);
-  for (auto& [name, job] : jobs_) job.staging.clear();  // it sweeps what is half-written
+  for (auto& [name, job] : jobs_) {
+    job.staging.clear();  // it sweeps what is half-written
+    job.too_few_since = absl::InfiniteFuture();
+  }
   for (const GenerationPtr& generation : generations_) Reconnect(generation);
 }
 
@@ -104,6 +107,7 @@ absl::Status ClusterModel::Handle(const Event& event, bool may_record) {
     }
   }
   const bool changed = !outcome.actions.empty() || !outcome.records.empty();
+  if (!outcome.status.ok()) Log("  refused: {}", std::string(outcome.status.message()));
   if (!outcome.status.ok() && changed) Fail("M2: a refused event changed something");
   size_t end = outcome.actions.size();
   const bool crash = crash_at_next_ && changed;
@@ -124,7 +128,7 @@ absl::Status ClusterModel::Handle(const Event& event, bool may_record) {
 void ClusterModel::TickForEver() {
   if (state_ != nullptr) {
     for (auto it = registered_.begin(); it != registered_.end();) {
-      it = timeline_.now() >= it->second + options_.lease_ttl ? registered_.erase(it)
+      it = timeline_.now() >= it->second.renewed + options_.lease_ttl ? registered_.erase(it)
                                                               : std::next(it);
     }
     const absl::Status status = Handle(Tick{});

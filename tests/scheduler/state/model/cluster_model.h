@@ -52,6 +52,10 @@ class ClusterModel {
     bool lives() const { return life % 2 == 1; }
     std::string incarnation() const { return name + "#" + std::to_string(life); }
   };
+  struct Standing {
+    std::string incarnation;
+    absl::Time renewed;
+  };
   struct Rank {
     std::string agent;
     std::string arena;
@@ -173,6 +177,7 @@ class ClusterModel {
 
   // cluster_model_faults.cc: faults, people, and the end.
   void PlanFaults();
+  void Submit(const std::string& job);
   void Fault();
   void Calm();
   void ReplayStale();
@@ -206,7 +211,7 @@ class ClusterModel {
   bool crash_at_next_ = false;
   std::map<std::string, JobRecord> records_;
   std::map<std::string, NodeRecord> node_records_;
-  std::map<std::string, absl::Time> registered_;  // as the coordinator sees it: last renewal
+  std::map<std::string, Standing> registered_;  // as the coordinator sees it
   std::deque<Action> background_;
   bool background_busy_ = false;
   bool disk_full_ = false;

@@ -82,10 +82,10 @@ void ClusterModel::Connect(Agent* agent) {
   agent->stream = stream;
   agent->inbox = agent->outbox = timeline_.now();
   agent->out_of_contact = absl::InfiniteFuture();
-  const auto renewed = registered_.find(agent->name);
-  const std::optional<absl::Time> before =
-      renewed == registered_.end() ? std::nullopt : std::optional(renewed->second);
-  registered_[agent->name] = timeline_.now();
+  const auto before = registered_.find(agent->name) == registered_.end()
+                          ? std::nullopt
+                          : std::optional(registered_[agent->name]);
+  registered_[agent->name] = {agent->incarnation(), timeline_.now()};
   Log("{} registers, running {} {}, holding {}", agent->incarnation(), agent->running_job,
       agent->running, registration.held_size());
   const absl::Status status = Handle(joined);
@@ -118,10 +118,11 @@ void ClusterModel::BreakStream(Agent* agent, bool heard) {
       // The edge knows when another stream of the same agent has taken over.
       if (agent->stream > stream && agent->incarnation() == incarnation) return;
       if (state_ == nullptr) return;
-      if (Registered(agent->name)) Log("{} is lost", incarnation);
-      const bool current = agent->stream == 0 || agent->incarnation() != incarnation;
-      if (Handle(AgentLost{agent->name, incarnation, "its connection closed"}).ok() && current) {
-        registered_.erase(agent->name);
+      const auto before = registered_.extract(agent->name);
+      const absl::Status lost =
+          Handle(AgentLost{agent->name, incarnation, "its connection closed"});
+      if (absl::IsFailedPrecondition(lost) && !before.empty()) {
+        registered_[agent->name] = before.mapped();
       }
     });
   }
@@ -137,7 +138,7 @@ void ClusterModel::RenewForEver(Agent* agent, int life) {
       Say(agent, [agent] { return AgentRenewed{agent->name, agent->incarnation()}; },
           [this, agent](absl::Status status) {
             if (status.ok()) {
-              if (Registered(agent->name)) registered_[agent->name] = timeline_.now();
+              if (Registered(agent->name)) registered_[agent->name].renewed = timeline_.now();
             } else if (absl::IsFailedPrecondition(status)) {
               BreakStream(agent, false);
             }

@@ -49,9 +49,9 @@ void ClusterModel::CheckStart(const SendToAgent& action) {
   if (start.generation() == facts.newest_generation) return;
   facts.newest_generation = start.generation();
   Log("  {} g{} starts on {} nodes", start.job(), start.generation(), start.hosts_size());
-  for (const auto& [name, renewed] : registered_) {
+  for (const auto& [name, standing] : registered_) {
     const Agent& agent = agents_[name];
-    const bool silent = timeline_.now() >= renewed + kSilentShare * options_.lease_ttl;
+    const bool silent = timeline_.now() >= standing.renewed + kSilentShare * options_.lease_ttl;
     if (!silent && agent.lives() && agent.running != 0 && agent.running_job == start.job()) {
       Fail("M1: generation " + std::to_string(agent.running) + " still runs on " + name +
            " when " + std::to_string(start.generation()) + " starts");
@@ -77,7 +77,7 @@ void ClusterModel::CheckRestore(const JobFacts& facts, const RankTable& table) {
     const Agent& agent = agents_[source.node()];
     ranks = source.snapshot().ranks();
     if (!Registered(source.node())) Fail("a source on a node that is not registered");
-    if (!agent.lives()) {  // nobody knows yet
+    if (registered_[source.node()].incarnation != agent.incarnation()) {  // nobody knows yet
       parts.insert(source.snapshot().rank());
       continue;
     }

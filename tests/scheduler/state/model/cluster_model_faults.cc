@@ -49,10 +49,7 @@ void ClusterModel::PlanFaults() {
     JobFacts& facts = jobs_[spec.name()];
     facts.spec = spec;
     facts.budget = budget;
-    timeline_.After(chance_.Ms(0, 3000), [this, spec] {
-      jobs_[spec.name()].min_nodes = spec.elastic().nodes().min();
-      Handle(JobSubmitted{spec, "auto"}).IgnoreError();
-    });
+    timeline_.After(chance_.Ms(0, 3000), [this, name = spec.name()] { Submit(name); });
   }
   const uint32_t there = 1 + chance_.Below(4);
   for (uint32_t i = 0; i < there; ++i) {
@@ -68,6 +65,12 @@ void ClusterModel::PlanFaults() {
     timeline_.After(chance_.Ms(4000, until + 4000), [this] { ReplayStale(); });
   }
   timeline_.After(absl::Milliseconds(until + 1000), [this] { Calm(); });
+}
+
+void ClusterModel::Submit(const std::string& job) {
+  if (absl::IsUnavailable(Handle(JobSubmitted{jobs_[job].spec, "auto"}))) {
+    timeline_.After(absl::Milliseconds(500), [this, job] { Submit(job); });
+  }
 }
 
 void ClusterModel::Fault() {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <iostream>
 #include <string>
 
 #include "tests/scheduler/state/model/cluster_model.h"
@@ -38,7 +39,7 @@ void Check(uint64_t first, uint64_t histories) {
       return;
     }
   }
-  ::testing::Test::RecordProperty("events", std::to_string(events));
+  std::cout << events << " events\n";
 }
 
 TEST(ClusterModel, M1M2M5C7C11HoldInManyHistories) {
