@@ -241,11 +241,6 @@ absl::StatusOr<std::vector<HeldSnapshot>> SnapshotMemory::Replicate(
     if (!copy.ok()) return copy.status();
     copies.push_back(*std::move(copy));
   }
-  for (const HeldSnapshot& held : HeldIn(folder, request.job(), true)) {
-    const bool older = std::pair(held.generation(), held.step()) <
-                       std::pair(request.generation(), request.step());
-    if (older) unlink(held.path().c_str());
-  }
   return copies;
 }
 

@@ -47,8 +47,8 @@ class SnapshotMemory {
                     const std::function<bool(const SnapshotBytes&)>& write) const;
 
   // Copies the ranks' snapshots from `peer`, which `request.from` names, on several streams; every
-  // chunk is checked, and a copy gets its name when it is whole. Then the job's copies of older steps
-  // go. ResourceExhausted when there is not enough room: what was there before stays.
+  // chunk is checked, and a copy gets its name when it is whole. Copies of older steps stay until
+  // Keep. ResourceExhausted when there is not enough room: what was there before stays.
   absl::StatusOr<std::vector<HeldSnapshot>> Replicate(const ReplicateSnapshot& request,
                                                       std::shared_ptr<SnapshotPeer> peer) const;
 

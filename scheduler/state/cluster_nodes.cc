@@ -280,6 +280,7 @@ void ClusterState::Recall(Job* job) {
   } else {
     status->set_state(WAITING);
     status->set_reason("the coordinator was restarted");
+    job->recall_until = now_ + options_.lease_ttl + options_.adoption_wait;
   }
   job->snapshots.Recall(OriginOf(*job), job->record.memory(), status->committed_step());
   if (job->live != nullptr) job->snapshots.FillControl(&job->live->control);

@@ -64,8 +64,10 @@ std::optional<JobSnapshots::Restorable> ClusterState::FromMemory(const Job& job)
 
 void ClusterState::TryPlan(Job* job) {
   if (job->state() != QUEUED && job->state() != WAITING) return;
+  if (job->record.stop() != STOP_NOW && WaitForMemory(job)) return;
   const auto memory = FromMemory(*job);
   if (job->record.stop() != STOP_NONE) {
+    if (job->record.stop() == STOP_GRACEFUL) job->snapshots.WantNewest(this);
     if (job->record.stop() == STOP_GRACEFUL && job->snapshots.Pending()) {
       Wait(job, WAITING, fmt::format("stopping on request: {} is still being saved",
                                      job->snapshots.DescribePending()));
@@ -100,6 +102,17 @@ void ClusterState::TryPlan(Job* job) {
                                          job->record.resume(), job->verify_content});
     Transition(job, PLANNING, "looking for the newest checkpoint");
   }
+}
+
+// After a restart of the coordinator between two generations: the newest steps may be in the memory
+// of nodes that are on their way back.
+bool ClusterState::WaitForMemory(Job* job) {
+  const uint64_t step = job->snapshots.newest_whole();
+  if (now_ >= job->recall_until || step <= job->record.status().committed_step()) return false;
+  if (const auto found = job->snapshots.Newest(*this); found && found->step == step) return false;
+  Wait(job, WAITING, fmt::format("the coordinator was restarted: waiting for the nodes that hold "
+                                 "step {} in memory", step));
+  return true;
 }
 
 void ClusterState::WaitForNodes(Job* job, const absl::Status& refusal) {

@@ -163,6 +163,7 @@ class ClusterState final : private SnapshotEdge {
     std::vector<SpareNode> spares;        // of the newest plan
     bool verify_content = false;          // the next restore comes from a checkpoint that was read whole
     bool verified = false;                // the last one did
+    absl::Time recall_until = absl::InfinitePast();  // holders of its memory may come back until then
     absl::Time settle_from;               // arrivals are waited for from here on
     absl::Duration settle;                // for so long
     absl::Time reconsider = absl::InfiniteFuture();  // whether other nodes would do better
@@ -216,6 +217,7 @@ class ClusterState final : private SnapshotEdge {
   bool MoreMayJoin(const Job& job, size_t nodes) const;
   void TryPlan(Job* job);
   std::optional<JobSnapshots::Restorable> FromMemory(const Job& job) const;
+  bool WaitForMemory(Job* job);
   void WaitForNodes(Job* job, const absl::Status& refusal);
   bool WaitForOldGeneration(Job* job);
   void Wait(Job* job, JobState state, const std::string& reason);

@@ -13,6 +13,10 @@ namespace {
 // A peer that takes longer to copy a snapshot has failed to.
 constexpr absl::Duration kCopyTimeout = absl::Minutes(1);
 
+// The last step is all there is to show for the run: its write is tried again so many times before
+// its ranks would have to train it anew.
+constexpr int kFinalTries = 5;
+
 }  // namespace
 
 // ---- Generations.
@@ -67,7 +71,12 @@ void JobSnapshots::WantNewest(SnapshotEdge* edge) {
   const uint64_t step = newest_whole();
   if (step <= committed_) return;
   Snapshot* snapshot = At(step);
-  if (snapshot->disk == Disk::kNo && Complete(*snapshot, *edge)) snapshot->disk = Disk::kQueued;
+  const bool again = snapshot->disk == Disk::kFailed && retries_ < kFinalTries &&
+                     step == spec_.train().steps();
+  if ((snapshot->disk == Disk::kNo || again) && Complete(*snapshot, *edge)) {
+    if (again) snapshot->not_before = edge->Now() + absl::Seconds(1 << retries_++);
+    snapshot->disk = Disk::kQueued;
+  }
   Pump(edge);
 }
 
@@ -257,14 +266,6 @@ absl::Status JobSnapshots::Copied(const std::string& node, const SnapshotReplica
     edge->Tell(spec_.name(), fmt::format("node {} has no copy of step {}: {}", node, report.step(),
                                          report.error()));
   } else {
-    // The agent has dropped the copies of older steps.
-    for (auto& [step, older] : steps_) {
-      if (step >= report.step()) break;
-      for (auto& parts : older.holders) {
-        const auto part = parts.find(node);
-        if (part != parts.end() && part->second.copy) parts.erase(part);
-      }
-    }
     for (const HeldSnapshot& copy : report.copies()) {
       if (copy.step() != report.step() || copy.rank() >= snapshot->holders.size()) continue;
       snapshot->holders[copy.rank()].try_emplace(node, Part{copy.path(), true});
@@ -329,7 +330,7 @@ void JobSnapshots::Pump(SnapshotEdge* edge) {
     if (snapshot.OnItsWay() && snapshot.disk != Disk::kQueued) return;
   }
   for (auto& [step, snapshot] : steps_) {
-    if (snapshot.disk != Disk::kQueued) continue;
+    if (snapshot.disk != Disk::kQueued || edge->Now() < snapshot.not_before) continue;
     if (step < committed_) {  // a newer one went first
       snapshot.disk = Disk::kNo;
       continue;

@@ -68,7 +68,8 @@ class JobSnapshots {
   void Recall(SnapshotOrigin origin, const MemoryRecord& memory, uint64_t committed);
   // No rank will copy any more: what is not whole is given up.
   void EndCollecting(SnapshotEdge* edge);
-  // The newest whole one goes to disk, whether it is due or not.
+  // The newest whole one goes to disk, whether it is due or not. The last step also when writing it
+  // failed before, a few times.
   void WantNewest(SnapshotEdge* edge);
   // All that is on its way to disk but not being committed.
   void GiveUpUncommitted(const std::string& why, SnapshotEdge* edge);
@@ -127,6 +128,7 @@ class JobSnapshots {
     std::vector<std::map<std::string, Part>> holders;  // by rank, then node
     bool whole = false;                                // every rank has copied
     Disk disk = Disk::kNo;
+    absl::Time not_before = absl::InfinitePast();  // of staging
     std::string staging;
     std::vector<std::string> writers;  // by rank: the node that writes its shards
     std::map<uint32_t, ShardsPersisted> shards;
@@ -163,6 +165,7 @@ class JobSnapshots {
   std::shared_ptr<const SnapshotOrigin> origin_;  // of the generation that runs, or ran last
   Steps steps_;
   uint64_t committed_ = 0;
+  int retries_ = 0;       // of writing the last step
   uint64_t aborted_ = 0;  // newest step given up in this generation
   std::map<std::string, std::string> told_;  // the newest KeepSnapshots of each agent
 };

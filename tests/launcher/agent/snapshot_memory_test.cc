@@ -140,7 +140,7 @@ TEST_F(SnapshotMemoryTest, HoldsWhatIsWholeAndNothingElse) {
   EXPECT_FALSE(held[1].copy());
 }
 
-TEST_F(SnapshotMemoryTest, ACopyHasTheSameBytesAndOlderOnesGo) {
+TEST_F(SnapshotMemoryTest, ACopyHasTheSameBytesAndOlderOnesGoWhenTold) {
   for (uint64_t step : {10, 20}) {
     for (uint32_t rank : {0u, 1u}) Write(rank, step, static_cast<int>(step / 10 - 1));
     const auto copies = b_.Replicate(Request(step), peer_);
@@ -150,6 +150,13 @@ TEST_F(SnapshotMemoryTest, ACopyHasTheSameBytesAndOlderOnesGo) {
     EXPECT_EQ(Content((*copies)[1].path()),
               Content(root_ + "/a/j/g3-r1." + std::to_string(step / 10 - 1)));
   }
+  EXPECT_THAT(Names(b_),
+              ElementsAre("g3-r0-s10", "g3-r0-s20", "g3-r1-s10", "g3-r1-s20"));
+  KeepSnapshots keep;
+  keep.set_job("j");
+  keep.add_kept()->set_generation(3);
+  keep.mutable_kept(0)->set_step(20);
+  b_.Keep(keep, 0);
   EXPECT_THAT(Names(b_), ElementsAre("g3-r0-s20", "g3-r1-s20"));
 }
 

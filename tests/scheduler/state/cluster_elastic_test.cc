@@ -176,6 +176,96 @@ TEST(ClusterElastic, NodeThatDoesNotComeBackAfterARestartIsLost) {
   EXPECT_THAT(c.Status("a").reason(), HasSubstr("n2"));
 }
 
+// What an agent holds of its generation's own snapshots.
+HeldSnapshot Own(const std::string& node, uint64_t generation, uint32_t rank, uint64_t step) {
+  HeldSnapshot held;
+  held.set_job("a");
+  held.set_generation(generation);
+  held.set_step(step);
+  held.set_rank(rank);
+  held.set_ranks(2);
+  held.set_path(node + "/" + std::to_string(step));
+  if (rank == 0) held.mutable_state()->set_step(step);
+  return held;
+}
+
+TEST(ClusterElastic, NothingIsDroppedBeforeARegistrationIsHeardWhole) {
+  TwoNodes c;
+  c.Restart();
+  for (const uint32_t rank : {0u, 1u}) {
+    const std::string node = rank == 0 ? "n1" : "n2";
+    AgentJoined joined{node, "i-" + node, {}};
+    joined.registration.set_slots(1);
+    joined.registration.set_running_job("a");
+    joined.registration.set_running_generation(1);
+    *joined.registration.add_held() = Own(node, 1, rank, 7);
+    *joined.registration.add_held() = Own(node, 1, rank, 8);
+    EXPECT_TRUE(c.Do(joined).ok());
+    for (const AgentCommand& command : c.CommandsTo(node)) {
+      if (!command.has_keep()) continue;
+      bool newest = false;
+      for (const auto& kept : command.keep().kept()) newest |= kept.step() == 8;
+      EXPECT_TRUE(newest) << command.ShortDebugString();
+    }
+  }
+  EXPECT_EQ(c.Status("a").memory_step(), 8u);
+}
+
+TEST(ClusterElastic, PartOfARankWhoseNodeIsGoneHoldsNothingUp) {
+  TwoNodes c;
+  EXPECT_TRUE(c.Leave("n1").ok());
+  EXPECT_TRUE(c.Snapshot("a", 0, 50).ok());
+  EXPECT_TRUE(absl::IsAborted(c.Snapshot("a", 1, 50)));
+  EXPECT_TRUE(c.End("a", "n2", 137).ok());
+  c.Live(absl::Seconds(1));
+  EXPECT_NE(c.Status("a").state(), ABORTING) << c.Status("a").next();
+}
+
+TEST(ClusterElastic, ReportOfARankIsAskedForAgainUntilItsNodeIsBack) {
+  TwoNodes c;
+  c.Restart();
+  EXPECT_TRUE(absl::IsUnavailable(c.Snapshot("a", 1, 50)));
+  c.JoinAt("n1", 1);
+  c.JoinAt("n2", 1);
+  EXPECT_TRUE(c.Snapshot("a", 1, 50).ok());
+}
+
+TEST(ClusterElastic, LastStepIsWrittenAgainFromMemoryWhenTheDiskWasFull) {
+  TwoNodes c;
+  c.Remember(100);
+  EXPECT_TRUE(c.End("a", "n1", 0).ok());
+  EXPECT_TRUE(c.End("a", "n2", 0).ok());
+  EXPECT_TRUE(c.Staged(absl::ResourceExhaustedError("disk full")).ok());
+  EXPECT_EQ(c.Status("a").state(), DRAINING);
+  c.Live(absl::Seconds(2));
+  EXPECT_EQ(c.Count<StageCheckpoint>(), 2);
+  EXPECT_TRUE(c.Staged().ok());
+  c.AllShards();
+  EXPECT_TRUE(c.Committed().ok());
+  EXPECT_EQ(c.Status("a").state(), SUCCEEDED);
+  EXPECT_EQ(c.Status("a").generation(), 1u);
+}
+
+TEST(ClusterElastic, StopAfterARestartWaitsForTheMemoryThatIsToBeSaved) {
+  TwoNodes c;
+  c.Remember(9);
+  EXPECT_TRUE(c.Do(ResizeRequested{"a", 1, 1}).ok());
+  EXPECT_TRUE(c.End("a", "n1", kWorkerPlanned).ok());
+  EXPECT_TRUE(c.Leave("n2").ok());
+  c.durable["a"].clear_live();
+  c.durable["a"].set_stop(STOP_GRACEFUL);
+  c.durable["a"].mutable_memory()->set_step(9);
+  c.durable["a"].mutable_memory()->set_generation(1);
+  c.durable["a"].mutable_memory()->set_ranks(1);
+  c.durable["a"].mutable_status()->set_state(WAITING);
+  c.Restart();
+  c.Live(absl::Seconds(1));
+  EXPECT_EQ(c.Status("a").state(), WAITING) << c.Status("a").reason();
+  EXPECT_THAT(c.Status("a").reason(), HasSubstr("step 9"));
+  c.Live(absl::Seconds(9));
+  EXPECT_EQ(c.Status("a").state(), CANCELLED) << "nobody came back with it";
+}
+
 TEST(ClusterElastic, NodeWithManyFailuresIsCordonedForAWhile) {
   ClusterFixture c;
   NodeBook book({}, {});

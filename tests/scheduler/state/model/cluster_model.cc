@@ -107,7 +107,7 @@ absl::Status ClusterModel::Handle(const Event& event, bool may_record) {
     }
   }
   const bool changed = !outcome.actions.empty() || !outcome.records.empty();
-  if (!outcome.status.ok()) Log("  refused: {}", std::string(outcome.status.message()));
+  if (talks_ && !outcome.status.ok()) Log("  refused: {}", std::string(outcome.status.message()));
   if (!outcome.status.ok() && changed) Fail("M2: a refused event changed something");
   size_t end = outcome.actions.size();
   const bool crash = crash_at_next_ && changed;
@@ -127,12 +127,12 @@ absl::Status ClusterModel::Handle(const Event& event, bool may_record) {
 
 void ClusterModel::TickForEver() {
   if (state_ != nullptr) {
+    const absl::Status status = Handle(Tick{});
+    if (!status.ok() && state_ != nullptr) Fail("a tick was refused");
     for (auto it = registered_.begin(); it != registered_.end();) {
       it = timeline_.now() >= it->second.renewed + options_.lease_ttl ? registered_.erase(it)
                                                               : std::next(it);
     }
-    const absl::Status status = Handle(Tick{});
-    if (!status.ok() && state_ != nullptr) Fail("a tick was refused");
     CheckStates();
   }
   timeline_.After(kTick, [this] { TickForEver(); });

@@ -268,12 +268,6 @@ void ClusterModel::Replicate(Agent* agent, const ReplicateSnapshot& replicate) {
     copies.push_back(std::move(copy));
   }
   if (report.error().empty()) {
-    std::erase_if(agent->memory, [&](const auto& entry) {
-      const HeldSnapshot& held = entry.second.held;
-      return held.job() == replicate.job() && held.copy() &&
-             std::pair(held.generation(), held.step()) <
-                 std::pair(replicate.generation(), replicate.step());
-    });
     for (const Held& copy : copies) {
       agent->memory[copy.held.path()] = copy;
       *report.add_copies() = copy.held;

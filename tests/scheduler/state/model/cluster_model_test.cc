@@ -39,7 +39,7 @@ void Check(uint64_t first, uint64_t histories) {
       return;
     }
   }
-  std::cout << events << " events\n";
+  std::cout << histories << " histories, " << events << " events\n";
 }
 
 TEST(ClusterModel, M1M2M5C7C11HoldInManyHistories) {
