@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/mutex.h"
 #include "launcher/build_info.h"
 #include "launcher/run/interrupts.h"
@@ -73,11 +74,13 @@ absl::Status WriteAddress(const std::string& dir, const std::string& address) {
 void Serve(const CoordinatorFlags& flags, VerbContext& context) {
   StopRequest stop;
   Interrupts interrupts([&](int, int) { stop.Set(); });
+  ConfigureLog("coordinator", LogLevel::kInfo);
   if (const absl::Status made = MakeStateFolder(flags.dir); !made.ok()) {
     Fail(made, context);
     return;
   }
   CoordinatorOptions options;
+  options.log_events = true;
   options.store_path = flags.dir + "/coordinator.sqlite";
   options.binary = fmt::format("{} ({})", ThisBuild().version, ThisBuild().commit);
   const auto core = CoordinatorCore::Open(std::move(options));

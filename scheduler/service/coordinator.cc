@@ -29,6 +29,15 @@ std::vector<JobRecord> Abandoned(std::vector<JobRecord> records) {
   return records;
 }
 
+void LogEvent(const std::string& job, const JobEvent& event) {
+  if (event.has_status()) {
+    LogInfo("job {} is {}: {}", job, JobState_Name(event.status().state()),
+            event.status().reason());
+  } else if (!event.note().empty()) {
+    LogInfo("job {}: {}", job, event.note());
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<CoordinatorCore::Memory> CoordinatorCore::ReadMemory(Store* store) {
@@ -176,6 +185,7 @@ void CoordinatorCore::Do(const Action& action, Deliveries* deliveries) {
     }
     std::erase_if(ready_calls_, waits);
   } else if (const auto* publish = std::get_if<PublishEvent>(&action)) {
+    if (options_.log_events) LogEvent(publish->job, publish->event);
     Wake(publish->job, deliveries);
   } else if (std::optional<BackgroundWork> work = InBackground(action)) {
     background_.push_back(*std::move(work));

@@ -59,6 +59,8 @@ struct CoordinatorOptions {
   std::string binary = "moesaic";
   // Whether each new checkpoint is read again in the background, and set aside if it is damaged.
   bool verify_checkpoints = true;
+  // Whether states and notes of jobs go to the log, too.
+  bool log_events = false;
   const Clock* clock = &Clock::System();
   FileSystem* files = &FileSystem::System();
 };

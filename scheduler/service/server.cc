@@ -184,6 +184,8 @@ class AgentReactor : public grpc::ServerBidiReactor<AgentMessage, AgentCommand> 
   }
   void End(const absl::Status& status) {
     if (registered_) {
+      LogInfo("the stream of agent {} ended{}{}", agent_, status.ok() ? "" : ": ",
+              std::string(status.message()));
       core_->Handle(AgentLost{agent_, incarnation_, "its connection closed"}).IgnoreError();
     }
     outbox_->Close(status);

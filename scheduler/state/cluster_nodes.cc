@@ -44,9 +44,14 @@ absl::StatusOr<ClusterState::Node*> ClusterState::FindNode(const std::string& ag
   return &found->second;
 }
 
+absl::Duration ClusterState::LeaseOf(const Node& node) const {
+  const Job* job = FindJob(node.busy_job);
+  if (job == nullptr || job->ended()) return options_.lease_ttl;
+  return std::min(options_.lease_ttl, absl::Seconds(job->spec().health().lease_ttl()));
+}
+
 bool ClusterState::Silent(const Node& node) const {
-  const absl::Time renewed = node.lease_until - options_.lease_ttl;
-  return now_ >= renewed + kSilentShare * options_.lease_ttl;
+  return now_ >= node.renewed + kSilentShare * LeaseOf(node);
 }
 
 absl::Status ClusterState::On(const AgentJoined& event) {
@@ -63,7 +68,7 @@ absl::Status ClusterState::On(const AgentJoined& event) {
   Node& node = nodes_[event.agent];
   node.incarnation = event.incarnation;
   node.registration = registration;
-  node.lease_until = now_ + options_.lease_ttl;
+  node.renewed = now_;
   if (node.joined == absl::Time()) node.joined = now_;
   AgentCommand command;
   AgentWelcome* welcome = command.mutable_welcome();
@@ -119,7 +124,7 @@ bool ClusterState::TakeBack(const AgentJoined& event, Node* node) {
 absl::Status ClusterState::On(const AgentRenewed& event) {
   const absl::StatusOr<Node*> node = FindNode(event.agent, event.incarnation);
   if (!node.ok()) return node.status();
-  (*node)->lease_until = now_ + options_.lease_ttl;
+  (*node)->renewed = now_;
   return absl::OkStatus();
 }
 

@@ -157,12 +157,13 @@ absl::Status ClusterState::On(const ResizeRequested& event) {
 }
 
 absl::Status ClusterState::On(const Tick&) {
-  std::vector<std::string> silent;
+  std::vector<std::pair<std::string, absl::Duration>> silent;
   for (const auto& [name, node] : nodes_) {
-    if (now_ >= node.lease_until) silent.push_back(name);
+    const absl::Duration lease = LeaseOf(node);
+    if (now_ >= node.renewed + lease) silent.emplace_back(name, lease);
   }
-  for (const std::string& name : silent) {
-    DropNode(name, fmt::format("silent for {}", absl::FormatDuration(options_.lease_ttl)));
+  for (const auto& [name, lease] : silent) {
+    DropNode(name, fmt::format("silent for {}", absl::FormatDuration(lease)));
   }
   if (book_.CooledDown(now_)) ReconsiderAll(now_);
   CheckDeadlines();

@@ -100,7 +100,7 @@ class ClusterState final : private SnapshotEdge {
   struct Node {
     std::string incarnation;
     AgentRegistration registration;
-    absl::Time lease_until;
+    absl::Time renewed;  // its lease
     absl::Time joined;
     // The generation whose processes may be on it: (job, number); ("", 0) when it is free.
     std::string busy_job;
@@ -198,6 +198,8 @@ class ClusterState final : private SnapshotEdge {
   absl::Status On(const AgentPreempted& event);
   absl::Status On(const NodeChangeRequested& event);
   absl::StatusOr<Node*> FindNode(const std::string& agent, const std::string& incarnation);
+  // The cluster's, or that of the job on it when it is shorter.
+  absl::Duration LeaseOf(const Node& node) const;
   bool Silent(const Node& node) const;
   bool TakeBack(const AgentJoined& event, Node* node);
   void Recall(Job* job);

@@ -104,7 +104,7 @@ std::vector<NodeStatus> ClusterState::nodes(absl::Time now) const {
     status.set_job(node.busy_job);
     status.set_generation(node.busy_generation);
     status.set_lease_age_seconds(
-        absl::ToDoubleSeconds(now - (node.lease_until - options_.lease_ttl)));
+        absl::ToDoubleSeconds(now - node.renewed));
     status.set_state(node.busy_generation == 0 ? NodeStatus::FREE : NodeStatus::BUSY);
     if (node.busy_generation == 0) {
       for (const auto& [job_name, job] : jobs_) {
@@ -142,7 +142,7 @@ std::string ClusterState::DebugString() const {
   std::string text;
   for (const auto& [name, node] : nodes_) {
     text += fmt::format("{} {} lease {} busy {}/{} leaving '{}' {}\n{}", name, node.incarnation,
-                        absl::ToUnixNanos(node.lease_until), node.busy_job, node.busy_generation,
+                        absl::ToUnixNanos(node.renewed), node.busy_job, node.busy_generation,
                         node.leaving, node.told_to_leave, node.registration.DebugString());
   }
   for (const auto& [name, job] : jobs_) {

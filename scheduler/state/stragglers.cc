@@ -31,9 +31,11 @@ std::vector<Straggler> StragglerWatch::Slow() {
   const double middle = LowerMedian(medians);
   std::vector<Straggler> slow;
   for (size_t rank = 0; rank < medians.size(); ++rank) {
-    const double limit = middle * (slow_[rank] ? kRelief * ratio_ : ratio_);
-    slow_[rank] = middle > 0 && medians[rank] > limit;
-    if (slow_[rank]) slow.push_back({static_cast<uint32_t>(rank), medians[rank] / middle});
+    const double limit = std::max(middle * ratio_, middle + kNoise);
+    slow_[rank] = medians[rank] > (slow_[rank] ? kRelief * limit : limit);
+    if (slow_[rank]) {
+      slow.push_back({static_cast<uint32_t>(rank), medians[rank] / std::max(middle, 1e-9)});
+    }
   }
   return slow;
 }
