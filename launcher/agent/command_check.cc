@@ -55,9 +55,9 @@ absl::Status CheckCommand(const AgentCommand& command, const std::string& folder
 absl::StatusOr<std::string> ArenaBelow(const std::string& folder, const std::string& job,
                                        const std::string& path) {
   absl::string_view file = path;
-  if (IsName(job) && absl::ConsumePrefix(&file, fmt::format("{}/{}/", folder, job)) &&
-      IsName(file)) {
-    return fmt::format("{}/{}", job, std::string(file));
+  if (IsName(job) && absl::ConsumePrefix(&file, fmt::format("{}/{}/", folder, job))) {
+    const std::string copies = absl::ConsumePrefix(&file, "copies/") ? "copies/" : "";
+    if (IsName(file)) return fmt::format("{}/{}{}", job, copies, std::string(file));
   }
   return absl::InvalidArgumentError(fmt::format("{} is no snapshot of job {} in this agent's folder {}",
                                                 EscapeControls(path), EscapeControls(job), folder));

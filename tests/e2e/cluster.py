@@ -19,7 +19,7 @@ class Events:
     def __init__(self, cluster, job):
         self.list = []
         self.process = subprocess.Popen(
-            cluster.command("events", job, "-f", "-o", "json"), cwd=cluster.test.folder,
+            cluster.command("events", job, "-f", "--steps", "-o", "json"), cwd=cluster.test.folder,
             env=cluster.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL)
         self.thread = threading.Thread(target=self._read, daemon=True)

@@ -68,7 +68,7 @@ class Day:
 
     def train_on(self, steps=2 * MEMORY_EVERY + 2, seconds=60):
         until = self.step() + steps
-        wait_until(lambda: self.step() >= until, f"step {until}; {self.where()}", seconds)
+        wait_until(lambda: self.step() >= until, lambda: f"step {until}; {self.where()}\n{self.cluster.logs()}", seconds)
 
     def where(self):
         return self.cluster.verb("status", self.job.name).out
@@ -86,7 +86,7 @@ class Day:
         def first_step():
             steps = self.events.of_kind("step", at)
             return next(((t, e) for t, e in steps if e["generation"] > before["generation"]), None)
-        wait_until(first_step, f"training after {fault}: {self.where()}\n{self.cluster.logs()}", bound + 60)
+        wait_until(first_step, lambda: f"training after {fault}: {self.where()}\n{self.cluster.logs()}", bound + 60)
         again, step = first_step()
         reached = max(e["step"] for t, e in self.events.of_kind("step") if e["generation"] < step["generation"])
         states = [(t - at, e) for t, e in self.events.of_kind("state", at) if t <= again]
@@ -112,7 +112,7 @@ class Day:
         self.cluster.submit(self.job)
         self.events = Events(self.cluster, self.job.name)
         wait_until(lambda: self.step() >= 2 * MEMORY_EVERY,
-                   f"the first steps: {self.where()}\n{self.cluster.logs()}", 60)
+                   lambda: f"the first steps: {self.where()}\n{self.cluster.logs()}", 60)
         self.test.assertEqual(self.nodes(), ["n0", "n1"])
 
     def grow(self):

@@ -72,10 +72,11 @@ def read_bytes(path):
 
 
 def wait_until(condition, what, seconds=DEADLINE, every=0.02):
+    """`what`: text, or a function that makes it when it is too late."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {seconds} s for {what}")
+            raise AssertionError(f"waited {seconds} s for {what() if callable(what) else what}")
         time.sleep(every)
 
 

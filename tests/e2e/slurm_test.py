@@ -128,7 +128,7 @@ class SlurmTest(EndToEndTest):
                 batch = ["sbatch", "--parsable", "--nodes=1", "--export=ALL", SCRIPT]
 
                 first = slurm.run(*batch, environment=variables).strip()
-                wait_until(lambda: events.last_step()["step"] > 5, f"steps; {cluster.logs()}", 60)
+                wait_until(lambda: events.last_step()["step"] > 5, lambda: f"steps; {cluster.logs()}", 60)
                 self.assertEqual(cluster.status(job.name)["ranks"], 1)
                 second = slurm.run(*batch, environment=variables).strip()
                 wait_until(lambda: cluster.status(job.name)["ranks"] == 2, "two ranks", 60, every=0.2)
