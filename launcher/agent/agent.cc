@@ -150,6 +150,10 @@ class RunningAgent : public Agent, private SessionOwner {
     }
   }
 
+  void Admit(const AdmitReaders& readers) {
+    snapshots_.memory().Admit(readers.job(), readers.generation(), readers.token());
+  }
+
   void Inject(const InjectedFault& command) {
     const absl::Status status = faults_.Inject(command, RunFolderMark(folder_->path()));
     LogWarning("chaos: {} of {}: {}", Fault::Kind_Name(command.fault().kind()),
@@ -188,6 +192,7 @@ class RunningAgent : public Agent, private SessionOwner {
       case AgentCommand::kForget: snapshots_.Forget(command.forget()); break;
       case AgentCommand::kWelcome: TakeWelcome(command.welcome()); break;
       case AgentCommand::kLeave: Release(command.leave().reason()); break;
+      case AgentCommand::kAdmit: Admit(command.admit()); break;
       case AgentCommand::kInject: Inject(command.inject()); break;
       case AgentCommand::KIND_NOT_SET: break;
     }

@@ -41,6 +41,7 @@ absl::Status CheckCommand(const AgentCommand& command, const std::string& folder
     case AgentCommand::kForget: return CheckName("job", command.forget().job());
     case AgentCommand::kReplicate: return CheckName("job", command.replicate().job());
     case AgentCommand::kKeep: return CheckName("job", command.keep().job());
+    case AgentCommand::kAdmit: return CheckName("job", command.admit().job());
     case AgentCommand::kInject:
       // A fault of the node itself is of no job.
       return command.inject().job().empty() ? absl::OkStatus()

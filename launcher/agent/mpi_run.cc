@@ -60,7 +60,8 @@ std::vector<std::string> MpiRun::Arguments() const {
   const auto mca = [&](const std::string& name, const std::string& value) {
     arguments.insert(arguments.end(), {"--mca", name, value});
   };
-  mca("odls_base_sigkill_timeout", "1");
+  // Ranks have nothing to do at SIGTERM.
+  mca("odls_base_sigkill_timeout", "0");
   if (start.hosts_size() > 1) {
     // Else the daemons leave their agents for the background, or start each other.
     arguments.push_back("--leave-session-attached");

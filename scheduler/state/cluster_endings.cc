@@ -42,7 +42,8 @@ void ClusterState::EndLive(Job* job, Cause cause, bool now) {
   Generation* live = job->live.get();
   if (!live->cause && !live->exit_code) live->cause = std::move(cause);
   KillLive(job, now);
-  if (job->state() != ABORTING) {
+  const bool planned = live->cause && live->cause->planned && job->state() == DRAINING;
+  if (job->state() != ABORTING && !planned) {
     Transition(job, ABORTING, live->cause ? live->cause->text : live->first_failure);
   }
   FinishIfClean(job);

@@ -11,6 +11,8 @@
 namespace moesaic {
 namespace {
 
+constexpr char kStoppedPhase[] = "stopped";
+
 // A step may take this many times the last one before its ranks count as hung, where that is longer
 // than health.progress_timeout.
 constexpr double kSlowStepFactor = 10;
@@ -31,7 +33,8 @@ absl::Status Stale(const WorkerIdentity& worker) {
 int OrderOfPhase(const std::string& phase) {
   static const std::map<std::string, int> kOrder = {
       {"open", 0},    {"restore", 1}, {"start", 2},  {"validate", 3}, {"step", 4}, {"snapshot", 5},
-      {"forward", 6}, {"backward", 6}, {"reduce", 7}, {"update", 8},   {"done", 9}};
+      {"forward", 6}, {"backward", 6}, {"reduce", 7}, {"update", 8},   {kStoppedPhase, 9},
+      {"done", 9}};
   const auto found = kOrder.find(phase);
   return found == kOrder.end() ? 6 : found->second;
 }
@@ -142,7 +145,20 @@ absl::Status ClusterState::On(const StepReported& event) {
   TakeStepTime(*job, event.report);
   rank.progress = event.report;
   if (event.report.has_metrics()) TakeMetrics(*job, event.report.metrics());
+  EndIfStopped(*job);
   return absl::OkStatus();
+}
+
+// Ranks that have stopped as asked, with all they know in memory, need not be waited for: mpirun
+// takes seconds to notice that they are gone.
+void ClusterState::EndIfStopped(Job* job) {
+  const Generation& live = *job->live;
+  if (live.killing || live.exit_code || !live.control.stop()) return;
+  for (const RankState& rank : live.ranks) {
+    if (rank.progress.phase() != kStoppedPhase) return;
+    if (job->snapshots.newest_whole() < rank.progress.step()) return;
+  }
+  EndLive(job, Cause{.text = live.record.stopping(), .planned = true}, true);
 }
 
 void ClusterState::TakeStepTime(Job* job, const StepReport& report) {

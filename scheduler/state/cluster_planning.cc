@@ -245,8 +245,25 @@ void ClusterState::Start(Job* job, const GenerationPlan& plan, const RestorePoin
     from = fmt::format("from step {} in {}", restore.state.step(), restore.path);
   }
   SendStart(job, plan);
+  AdmitReaders(*job);
   Transition(job, STARTING,
              fmt::format("generation {}: {}; {}", record->number(), plan.layout, from));
+}
+
+// Nodes outside of the generation that hold what it starts from.
+void ClusterState::AdmitReaders(const Job& job) {
+  const GenerationRecord& record = job.live->record;
+  std::set<std::string> holders;
+  for (const SnapshotSource& source : record.table().restore().snapshots()) {
+    if (!job.live->has(source.node())) holders.insert(source.node());
+  }
+  for (const std::string& node : holders) {
+    AgentCommand command;
+    command.mutable_admit()->set_job(job.name());
+    command.mutable_admit()->set_generation(record.number());
+    command.mutable_admit()->set_token(record.token());
+    Send(node, std::move(command));
+  }
 }
 
 void ClusterState::SendStart(Job* job, const GenerationPlan& plan) {

@@ -16,7 +16,9 @@ absl::Status ClusterState::On(const SnapshotReported& event) {
     return absl::UnavailableError(
         fmt::format("the coordinator was restarted, and node {} is not back yet", node));
   }
-  return job->snapshots.Report(event.report, this);
+  const absl::Status status = job->snapshots.Report(event.report, this);
+  EndIfStopped(job);
+  return status;
 }
 
 absl::Status ClusterState::On(const CopiesReported& event) {

@@ -226,6 +226,7 @@ class ClusterState final : private SnapshotEdge {
   void TakeRestored(Job* job, const TrainingState& state);
   void Start(Job* job, const GenerationPlan& plan, const RestorePoint& restore);
   void SendStart(Job* job, const GenerationPlan& plan);
+  void AdmitReaders(const Job& job);
   static SnapshotOrigin OriginOf(const Job& job);
   void ReconsiderAll(absl::Time when);
   void ConsiderChange(Job* job);
@@ -234,6 +235,7 @@ class ClusterState final : private SnapshotEdge {
   absl::Status On(const RankTableAsked& event);
   absl::Status On(const RankReady& event);
   absl::Status On(const StepReported& event);
+  void EndIfStopped(Job* job);
   absl::StatusOr<Job*> CheckWorker(const WorkerIdentity& worker);
   void AllReady(Job* job);
   void TakeMetrics(Job* job, const StepMetrics& metrics);

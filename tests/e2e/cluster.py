@@ -135,7 +135,7 @@ class Cluster:
         for path in paths:
             try:
                 with open(path, encoding="utf-8", errors="replace") as file:
-                    texts.append(f"--- {path}\n{file.read()[-3000:]}")
+                    texts.append(f"--- {path}\n{file.read()[-6000:]}")
             except OSError:
                 pass
         return "\n".join(texts)

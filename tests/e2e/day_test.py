@@ -2,7 +2,7 @@
 to it, one after the other; it ends with what an undisturbed run ends with. In reproducible mode with
 the same bits.
 
-Prints the table of docs/recover.md. With MOESAIC_DAY_KEEP=1 the folders stay.
+Prints the table of docs/recover.md.
 """
 
 import json
@@ -25,7 +25,8 @@ PROGRESS = 6.0
 DEATH, GRACEFUL, SLACK = 5.0, 3.0, 5.0
 
 SETS = [
-    f"train.steps={STEPS}", "model.moe.experts=8", "elastic.slots_per_node=1",
+    f"train.steps={STEPS}", "model.moe.experts=8", "elastic.slots_per_node=1", "train.global_batch=12",
+    "train.micro_batch=1",
     "elastic.nodes.min=2", "elastic.nodes.max=4", f"checkpoint.memory_every_steps={MEMORY_EVERY}",
     "checkpoint.every_steps=50", f"health.lease_ttl={LEASE}s", f"health.progress_timeout={PROGRESS}s",
     "health.max_failures=100", "launch.allow_root=true"]
@@ -272,6 +273,9 @@ class DayTest(EndToEndTest):
             day = Day(self, hosts, name, sets)
             try:
                 day.live()
+            except BaseException:
+                print(day.cluster.logs(), file=sys.stderr)
+                raise
             finally:
                 day.close()
         self.assertEqual(self.over, [])

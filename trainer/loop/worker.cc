@@ -217,6 +217,7 @@ WorkerResult Generation::Train() {
                                           "the coordinator has ended this generation"));
     }
     if (stop && trainer_->state().step() < spec().train().steps()) {
+      Report("stopped");
       return Ended(WorkerEnd::kStopped, inputs_.client->FinishProgress());
     }
   }
