@@ -3,6 +3,7 @@
 
 #include <grpcpp/client_context.h>
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
@@ -27,12 +28,16 @@ class ClusterClient {
   // One unary call, with a deadline. Unavailable when nobody answers in time.
   absl::Status Call(const std::function<grpc::Status(grpc::ClientContext*)>& call) const;
   // What a stream came to.
-  absl::Status Explain(const grpc::Status& status) const { return connection_.Explain(status); }
+  absl::Status Explain(const grpc::Status& status) const {
+    if (status.ok()) proven_ = true;
+    return connection_.Explain(status, proven_);
+  }
 
  private:
   explicit ClusterClient(CoordinatorConnection connection) : connection_(std::move(connection)) {}
 
   const CoordinatorConnection connection_;
+  mutable std::atomic<bool> proven_{false};  // a call was answered
 };
 
 // NotFound: there is no such job.

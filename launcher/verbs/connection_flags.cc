@@ -83,10 +83,11 @@ absl::StatusOr<CoordinatorConnection> Connect(const ConnectionFlags& flags, Role
   return connection;
 }
 
-absl::Status CoordinatorConnection::Explain(const grpc::Status& status) const {
+absl::Status CoordinatorConnection::Explain(const grpc::Status& status,
+                                            bool proven) const {
   const std::string& message = status.error_message();
   if (status.error_code() != grpc::StatusCode::UNAVAILABLE) return FromGrpc(status);
-  if (absl::StrContains(message, "andshake")) {
+  if (!proven && absl::StrContains(message, "andshake")) {
     return absl::PermissionDeniedError(fmt::format(
         "the coordinator at {} and this process do not accept each other's certificates: are they "
         "of the same authority and not expired (moesaic certs show)? {}",
