@@ -61,6 +61,7 @@ class EventFeed {
     uint64_t after = 0;
     while (true) {
       grpc::ClientContext context;
+      context.set_wait_for_ready(true);
       {
         MutexLock lock(&mutex_);
         if (stopping_) return;

@@ -25,6 +25,7 @@ absl::Status ClusterClient::Call(
     const std::function<grpc::Status(grpc::ClientContext*)>& call) const {
   grpc::ClientContext context;
   SetDeadline(&context, kCallDeadline);
+  context.set_wait_for_ready(proven_);  // a coordinator that is being restarted is waited for
   const grpc::Status status = call(&context);
   if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) {
     return absl::UnavailableError(

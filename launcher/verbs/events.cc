@@ -54,6 +54,7 @@ class EventPrinter {
 absl::Status Read(ClusterClient* client, const EventFlags& flags, uint64_t newest,
                   EventPrinter* printer) {
   grpc::ClientContext context;
+  context.set_wait_for_ready(flags.follow);  // over a restart of the coordinator
   WatchJobRequest request;
   request.set_job(flags.job);
   request.set_after_sequence(printer->after());

@@ -44,6 +44,7 @@ absl::Status LogTail::Run() {
 
 absl::Status LogTail::ReadStream() {
   grpc::ClientContext context;
+  context.set_wait_for_ready(options_.follow);  // over a restart of the coordinator
   ReadLogRequest request;
   request.set_job(options_.job);
   request.set_generation(generation_);

@@ -68,7 +68,6 @@ class Cluster {
     RestoreChosen chosen;
     chosen.job = asked_->job;
     chosen.attempt = asked_->attempt;
-    chosen.token = kToken;
     asked_.reset();
     Do(chosen);
   }
