@@ -263,6 +263,18 @@ absl::Status CoordinatorCore::Join(const AgentJoined& event,
   return status;
 }
 
+void CoordinatorCore::Leave(const AgentLost& event, const Outbox<AgentCommand>* outbox) {
+  Deliveries deliveries;
+  {
+    MutexLock lock(&mutex_);
+    const auto found = agents_.find(event.agent);
+    if (found == agents_.end() || found->second.get() != outbox) return;
+    agents_.erase(found);
+    HandleLocked(event, &deliveries).IgnoreError();  // stale when its lease had ended before
+  }
+  Deliver(deliveries);
+}
+
 void CoordinatorCore::Ready(const ReadyRequest& request, std::function<void(absl::Status)> answer) {
   Deliveries deliveries;
   {

@@ -77,6 +77,8 @@ class CoordinatorCore {
   absl::Status Handle(const Event& event);
 
   absl::Status Join(const AgentJoined& event, std::shared_ptr<Outbox<AgentCommand>> outbox);
+  // The stream of that outbox ended. Nothing happens when the agent has registered on another since.
+  void Leave(const AgentLost& event, const Outbox<AgentCommand>* outbox);
   // `answer` is called once, without a lock.
   void Ready(const ReadyRequest& request, std::function<void(absl::Status)> answer);
   // The first report of a stream: says who it is, and gets the control word at once.

@@ -186,7 +186,7 @@ class AgentReactor : public grpc::ServerBidiReactor<AgentMessage, AgentCommand> 
     if (registered_) {
       LogInfo("the stream of agent {} ended{}{}", agent_, status.ok() ? "" : ": ",
               std::string(status.message()));
-      core_->Handle(AgentLost{agent_, incarnation_, "its connection closed"}).IgnoreError();
+      core_->Leave({agent_, incarnation_, "its connection closed"}, outbox_.get());
     }
     outbox_->Close(status);
     outbox_->Pump();
