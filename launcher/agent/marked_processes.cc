@@ -1,13 +1,12 @@
 #include "launcher/agent/marked_processes.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <set>
 
 #include "absl/strings/numbers.h"
@@ -17,9 +16,18 @@
 namespace moesaic {
 namespace {
 
+// Of a file of /proc; empty when its process ends meanwhile. A std::ifstream throws then.
 std::string ReadAll(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return "";
+  std::string text;
+  char buffer[4096];
+  ssize_t bytes;
+  while ((bytes = read(fd, buffer, sizeof(buffer))) > 0) {
+    text.append(buffer, static_cast<size_t>(bytes));
+  }
+  close(fd);
+  return bytes < 0 ? "" : text;
 }
 
 template <typename Visit>
