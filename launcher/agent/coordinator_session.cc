@@ -85,11 +85,11 @@ absl::Status CoordinatorSession::RunStream() {
     if (command.has_welcome()) TakeWelcome();
     owner_->Obey(command);
   }
+  context.TryCancel();  // a writer may be waiting, and holds its mutex
   {
     MutexLock lock(&write_mutex_);
     stream_ = nullptr;
   }
-  context.TryCancel();  // a writer may be waiting
   return FromGrpc(stream->Finish());
 }
 

@@ -14,11 +14,11 @@ struct Setting {
   int value;
 };
 
-// A peer that is silent for 15 s is gone. Pings are sent without calls too and as often as they
+// A peer that is silent for 5 s is gone, as a lease is by default. Pings are sent without calls too and as often as they
 // come: a default server would cut such a client off (too_many_pings).
 constexpr Setting kBothEnds[] = {
-    {GRPC_ARG_KEEPALIVE_TIME_MS, 5000},
-    {GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000},
+    {GRPC_ARG_KEEPALIVE_TIME_MS, 1000},
+    {GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 4000},
     {GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1},
     {GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0},
     {GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, kMaxMessageBytes},
