@@ -146,7 +146,8 @@ class Day:
         self.come_back(3)
 
     def come_back(self, index):
-        self.measure(f"node n{index} joins again", lambda: self.cluster.start_agent(index), 10, 0)
+        # One that was blamed three times cools down for 10 s first.
+        self.measure(f"node n{index} joins again", lambda: self.cluster.start_agent(index), 30, 0)
 
     def head_dies(self):
         self.measure("kill -9 of the head's agent", lambda: self.cluster.kill_agent(0), DEATH, WITH_COPY)
