@@ -86,6 +86,9 @@ absl::StatusOr<CoordinatorConnection> Connect(const ConnectionFlags& flags, Role
 absl::Status CoordinatorConnection::Explain(const grpc::Status& status,
                                             bool proven) const {
   const std::string& message = status.error_message();
+  if (status.error_code() == grpc::StatusCode::CANCELLED) {
+    return absl::UnavailableError(fmt::format("the coordinator at {} is stopping", target));
+  }
   if (status.error_code() != grpc::StatusCode::UNAVAILABLE) return FromGrpc(status);
   if (!proven && absl::StrContains(message, "andshake")) {
     return absl::PermissionDeniedError(fmt::format(

@@ -33,7 +33,8 @@ class TrainTest(EndToEndTest):
         self.assertEqual([line["step"] for line in lines], list(range(1, 61)))
         for line in lines:
             validated = ["validation_loss"] if line["step"] % 20 == 0 else []
-            self.assertEqual(list(line), STEP_KEYS + validated)
+            copied = ["snapshot_seconds"] if "snapshot_seconds" in line else []
+            self.assertEqual(list(line), STEP_KEYS + validated + copied)
             self.assertEqual(line["tokens"], 8 * 32)
             self.assertEqual(len(line["expert_load_max_over_mean"]), 2)
             self.assertGreaterEqual(min(line["expert_load_max_over_mean"]), 1)
@@ -50,7 +51,9 @@ class TrainTest(EndToEndTest):
 
     def test_checkpoints_verify(self):
         listed = self.expect(0, self.moesaic("ckpt", "ls", self.job.checkpoints, "-o", "json")).json
-        self.assertEqual([entry["step"] for entry in listed["checkpoints"]], [20, 40, 60])
+        steps = [entry["step"] for entry in listed["checkpoints"]]
+        self.assertEqual(steps[-1], 60)
+        self.assertLessEqual(set(steps), {20, 40, 60})  # one that is due while another is written is skipped
         verified = self.expect(0, self.moesaic("ckpt", "verify", "--all", self.job.checkpoints, "-o", "json"))
         self.assertTrue(verified.json["ok"])
         shown = self.expect(0, self.moesaic("ckpt", "show", self.job.checkpoints, "-o", "json")).json
