@@ -76,11 +76,7 @@ void ClusterState::KillLive(Job* job, bool now) {
 absl::Status ClusterState::On(const GenerationEnd& event) {
   const absl::StatusOr<Node*> node = FindNode(event.agent, event.incarnation);
   if (!node.ok()) return node.status();
-  if ((*node)->busy_job == event.report.job() &&
-      (*node)->busy_generation == event.report.generation()) {
-    (*node)->busy_job.clear();
-    (*node)->busy_generation = 0;
-  }
+  FreeAfter(event.report, *node);
   if (Job* job = FindJob(event.report.job()); job != nullptr) {
     EndOn(job, event.agent, event.report);
   }

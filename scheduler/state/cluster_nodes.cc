@@ -91,6 +91,7 @@ absl::Status ClusterState::On(const AgentJoined& event) {
     job->reconsider = now_ + options_.join_wait;
   }
   for (const GenerationEnded& ended : registration.ended()) {
+    FreeAfter(ended, &node);
     if (Job* job = FindJob(ended.job()); job != nullptr && !job->ended()) {
       EndOn(job, event.agent, ended);
     }
@@ -110,6 +111,12 @@ absl::Status ClusterState::On(const AgentJoined& event) {
     }
   }
   return absl::OkStatus();
+}
+
+void ClusterState::FreeAfter(const GenerationEnded& ended, Node* node) {
+  if (node->busy_job != ended.job() || node->busy_generation != ended.generation()) return;
+  node->busy_job.clear();
+  node->busy_generation = 0;
 }
 
 // Whether the generation that the agent runs goes on. The node is busy with it either way.

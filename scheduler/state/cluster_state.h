@@ -201,6 +201,7 @@ class ClusterState final : private SnapshotEdge {
   // The cluster's, or that of the job on it when it is shorter.
   absl::Duration LeaseOf(const Node& node) const;
   bool Silent(const Node& node) const;
+  static void FreeAfter(const GenerationEnded& ended, Node* node);
   bool TakeBack(const AgentJoined& event, Node* node);
   void Recall(Job* job);
   void AdoptIfComplete(Job* job);
