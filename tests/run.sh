@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-tools/bootstrap.sh
+tools/bootstrap.sh --tests
 jobs=$(nproc)
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT

@@ -18,6 +18,11 @@ PACKAGES=(
   bible-kjv bible-kjv-text
 )
 
+# Hosts and sites of the tests.
+if [ "${1:-}" = --tests ]; then
+  PACKAGES+=(iproute2 slurmctld slurmd slurm-client munge)
+fi
+
 trap 'rm -rf .deps/tmp.*' EXIT
 
 log() { printf '[bootstrap] %s\n' "$*" >&2; }
