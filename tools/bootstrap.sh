@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what Moesaic is built from: Debian packages, LibTorch (from the pinned PyPI wheel, host
 # part only) and SentencePiece (static), the last two under .deps/. Idempotent; a second call takes
-# well under a second. Usage: tools/bootstrap.sh
+# well under a second. Usage: tools/bootstrap.sh [--tests]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
