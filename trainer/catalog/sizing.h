@@ -1,6 +1,7 @@
 // Sizing: what a layout of a job needs, as arithmetic, without running anything. Weights, moments,
-// snapshots and the traffic of gradients and weights are exact; activations and partial sums are
-// estimates, and traffic of tokens is an expectation over the load.
+// snapshots and the traffic of gradients and weights follow from the catalog and the placement, and
+// have not been compared with a run; activations and partial sums are estimates, and traffic of
+// tokens is an expectation over the load.
 #pragma once
 
 #include <cstdint>

@@ -9,7 +9,6 @@
 #include <optional>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/log.h"
@@ -81,14 +80,6 @@ class Generation {
   void Report(const char* phase, const StepOutcome* outcome = nullptr);
   const JobSpec& spec() const { return table_.spec(); }
   int threads() const { return static_cast<int>(table_.threads()); }
-
-  // Whether the coordinator gave arenas that outlive a generation ("g<generation>-r<rank>"). One that
-  // does not keeps no snapshots in memory, and would write every one to disk.
-  bool SnapshotsStayInMemory() const {
-    const std::string& path = table_.ranks(rank_).arena_path();
-    return absl::StartsWith(path.substr(path.rfind('/') + 1),
-                            absl::StrCat("g", table_.generation(), "-r"));
-  }
 
   bool NoBuffer(const Control& control) {
     snapshots_->Settle(control);
@@ -237,8 +228,7 @@ std::optional<WorkerResult> Generation::FinishStep(StepOutcome outcome) {
   outcome.metrics.set_generation(table_.generation());
   const SnapshotSchedule schedule = {
       .every_steps = spec().checkpoint().every_steps(),
-      .memory_every_steps =
-          SnapshotsStayInMemory() ? spec().checkpoint().memory_every_steps() : 0,
+      .memory_every_steps = spec().checkpoint().memory_every_steps(),
       .last_step = spec().train().steps()};
   std::optional<SnapshotReport> snapshot;
   if (schedule.Due(step, outcome.control)) {
