@@ -34,7 +34,7 @@ class EmbeddedRunTest : public ::testing::Test {
     spec_.mutable_model()->set_sequence(8);
     spec_.mutable_model()->set_vocabulary(64);
     spec_.mutable_model()->mutable_moe()->set_experts(2);
-    spec_.mutable_model()->mutable_moe()->set_active(1);
+    spec_.mutable_model()->mutable_moe()->set_active(2);
     spec_.mutable_model()->mutable_moe()->set_expert_width(8);
     spec_.mutable_data()->add_train()->set_path("corpus");
     spec_.mutable_train()->set_steps(30);

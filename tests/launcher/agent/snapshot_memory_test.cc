@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -43,7 +44,7 @@ class DirectPeer : public SnapshotPeer {
     return status.ok() ? served : status;
   }
 
-  int dies_after = -1;  // pieces
+  std::atomic<int> dies_after = -1;  // pieces
 
  private:
   const SnapshotMemory* const memory_;
