@@ -209,6 +209,8 @@ void CheckFields(const Message& message, absl::string_view path,
 
 // --- Rules that cross fields ---------------------------------------------------------------------
 
+constexpr double kLeastRebalanceRatio = 1.05;
+
 // Each rule runs only when the fields that it reads are right by themselves: present where they are
 // required, and within their ranges.
 class CrossFieldRules {
@@ -329,6 +331,11 @@ class CrossFieldRules {
     const NodeRange& nodes = spec_.elastic().nodes();
     if (Sound({"elastic.nodes.min", "elastic.nodes.max"}) && nodes.min() > nodes.max()) {
       Report("elastic.nodes.min", "must be at most max (", nodes.max(), "), not ", nodes.min());
+    }
+    const double ratio = spec_.elastic().rebalance_ratio();
+    if (Sound({"elastic.rebalance_ratio"}) && ratio > 0 && ratio < kLeastRebalanceRatio) {
+      Report("elastic.rebalance_ratio", "must be 0 (never) or at least ", kLeastRebalanceRatio,
+             ", not ", ratio, ": placements that are as good would take turns");
     }
   }
 

@@ -60,6 +60,8 @@ TEST(ApplyDefaults, FillsDefaultsOfNestedMessages) {
   EXPECT_EQ(spec.data().train(0).weight(), 1);
   EXPECT_EQ(spec.train().precision(), FP32);
   EXPECT_EQ(spec.elastic().nodes().max(), 1u);
+  EXPECT_EQ(spec.elastic().rebalance_ratio(), 1.2);
+  EXPECT_EQ(spec.elastic().rebalance_after(), 60);
   EXPECT_EQ(spec.health().failure_window(), 3600);
   EXPECT_EQ(spec.checkpoint().keep().last(), 3u);
 }
@@ -215,6 +217,9 @@ INSTANTIATE_TEST_SUITE_P(
                 "not 91"},
         Refusal{"NodesUpsideDown", "elastic { nodes { min: 3 max: 2 } }",
                 "elastic.nodes.min: must be at most max (2), not 3"},
+        Refusal{"RebalanceForNothing", "elastic { rebalance_ratio: 1 }",
+                "elastic.rebalance_ratio: must be 0 (never) or at least 1.05, not 1: placements "
+                "that are as good would take turns"},
         Refusal{"UnknownRecipe", "recipe { preset: 'magic' }",
                 "recipe.preset: there is no recipe \"magic\"; there is: top_k"}),
     [](const auto& refusal) { return refusal.param.label; });
