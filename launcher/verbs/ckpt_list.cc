@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/time.h"
+#include "base/clock.h"
 #include "launcher/verbs/ckpt.h"
 #include "launcher/verbs/ckpt_target.h"
 #include "trainer/checkpoint/format/box.h"
@@ -58,9 +59,11 @@ std::vector<KeepDecision> DecideKept(const RootListing& listing) {
     fact.step = listing.steps[i];
     fact.pinned = listing.pins.contains(fact.step);
     fact.damaged = !listing.manifests[i].ok();
-    if (!fact.damaged) fact.metric = MetricOf(keep.best_by(), listing.manifests[i]->state());
+    if (fact.damaged) continue;
+    fact.metric = MetricOf(keep.best_by(), listing.manifests[i]->state());
+    fact.created = absl::FromUnixNanos(listing.manifests[i]->created_unix_ns());
   }
-  return ChooseKept(keep, facts);
+  return ChooseKept(keep, facts, Clock::System().Now());
 }
 
 OrderedJson LsEntry(uint64_t step, const std::string& path,

@@ -27,9 +27,12 @@ KeepSpec Keep(uint32_t last, uint64_t every, uint32_t best) {
   return keep;
 }
 
-std::vector<uint64_t> KeptSteps(const KeepSpec& keep, const std::vector<StepFacts>& steps) {
+absl::Time At(int64_t hours) { return absl::FromUnixSeconds(1'800'000'000) + absl::Hours(hours); }
+
+std::vector<uint64_t> KeptSteps(const KeepSpec& keep, const std::vector<StepFacts>& steps,
+                                absl::Time now = At(0)) {
   std::vector<uint64_t> kept;
-  for (const KeepDecision& decision : ChooseKept(keep, steps)) {
+  for (const KeepDecision& decision : ChooseKept(keep, steps, now)) {
     if (decision.kept()) kept.push_back(decision.step);
   }
   return kept;
@@ -43,7 +46,7 @@ TEST(RetentionTest, TheRulesAreUnited) {
   EXPECT_THAT(KeptSteps(Keep(2, 0, 0), steps), ElementsAre(200, 900, 1000));
   EXPECT_THAT(KeptSteps(Keep(1, 400, 0), steps), ElementsAre(200, 400, 800, 1000));
   EXPECT_THAT(KeptSteps(Keep(1, 0, 2), steps), ElementsAre(200, 700, 800, 1000));
-  const std::vector<KeepDecision> decisions = ChooseKept(Keep(1, 500, 1), steps);
+  const std::vector<KeepDecision> decisions = ChooseKept(Keep(1, 500, 1), steps, At(0));
   EXPECT_THAT(decisions[9].reasons, ElementsAre(KeepReason::kNewest, KeepReason::kEvery));
   EXPECT_THAT(decisions[6].reasons, ElementsAre(KeepReason::kBest));
   EXPECT_THAT(decisions[7].reasons, IsEmpty());
@@ -64,13 +67,29 @@ TEST(RetentionTest, TheLaterOfEqualMetricsIsBetterAndNotANumberIsNone) {
   EXPECT_THAT(KeptSteps(Keep(1, 0, 9), steps), ElementsAre(2, 3, 5));
 }
 
+TEST(RetentionTest, WithinKeepsWhatIsYoungBesideTheOtherRules) {
+  std::vector<StepFacts> steps;
+  for (int hour = 0; hour < 6; ++hour) {
+    steps.push_back({100u * (hour + 1), hour == 0, hour == 4, {}, At(hour)});
+  }
+  KeepSpec keep = Keep(1, 0, 0);
+  EXPECT_THAT(KeptSteps(keep, steps, At(6)), ElementsAre(100, 500, 600));
+  keep.set_within(3 * 3600);
+  EXPECT_THAT(KeptSteps(keep, steps, At(6)), ElementsAre(100, 400, 500, 600));
+  EXPECT_THAT(KeptSteps(keep, steps, At(6) + absl::Nanoseconds(1)), ElementsAre(100, 500, 600));
+  EXPECT_THAT(ChooseKept(keep, steps, At(6))[3].reasons, ElementsAre(KeepReason::kWithin));
+  // A clock that was set back: what seems to come from the future is young.
+  EXPECT_THAT(KeptSteps(keep, steps, At(-9)), ElementsAre(100, 200, 300, 400, 500, 600));
+}
+
 TEST(RetentionTest, ADamagedStepNeitherCountsNorGoes) {
   const std::vector<StepFacts> steps = {{1, false, false, {}}, {2, false, false, {}}, {3, false, true, 0.1}};
   EXPECT_THAT(KeptSteps(Keep(1, 0, 1), steps), ElementsAre(2, 3));
 }
 
 // What the rules say, one step at a time and without looking at how ChooseKept does it.
-bool Wanted(const KeepSpec& keep, const std::vector<StepFacts>& steps, const StepFacts& one) {
+bool Wanted(const KeepSpec& keep, const std::vector<StepFacts>& steps, const StepFacts& one,
+            absl::Time now) {
   if (one.pinned || one.damaged) return true;
   uint32_t newer = 0, better = 0;
   bool first_of_window = keep.every_steps() > 0 && one.step >= keep.every_steps();
@@ -86,29 +105,34 @@ bool Wanted(const KeepSpec& keep, const std::vector<StepFacts>& steps, const Ste
       first_of_window = false;
     }
   }
-  return newer < keep.last() || first_of_window || (one.metric && better < keep.best());
+  const bool young = keep.within() > 0 && one.created + absl::Seconds(keep.within()) >= now;
+  return newer < keep.last() || first_of_window || (one.metric && better < keep.best()) || young;
 }
 
 TEST(RetentionTest, C9_HoldsInRandomHistories) {
   for (int seed = 0; seed < 5000; ++seed) {
     std::mt19937 random(seed);
-    const KeepSpec keep = Keep(1 + random() % 4, random() % 3 * (random() % 40), random() % 4);
+    KeepSpec keep = Keep(1 + random() % 4, random() % 3 * (random() % 40), random() % 4);
+    keep.set_within(random() % 2 * (random() % 20) * 3600.0);
     std::vector<StepFacts> all, kept;
     uint64_t step = 0;
+    int64_t hour = 0;
     for (int save = 0; save < 30; ++save) {
       StepFacts fresh;
       fresh.step = step += 1 + random() % 15;
       fresh.pinned = random() % 10 == 0;
       fresh.damaged = random() % 12 == 0;
+      hour += random() % 5;
+      fresh.created = At(hour);
       if (random() % 4 != 0) fresh.metric = static_cast<double>(random() % 9);
       all.push_back(fresh);
       kept.push_back(fresh);
       const std::vector<StepFacts> before = kept;
       kept.clear();
-      const std::vector<KeepDecision> decisions = ChooseKept(keep, before);
+      const std::vector<KeepDecision> decisions = ChooseKept(keep, before, At(hour));
       ASSERT_EQ(decisions.size(), before.size());
       for (size_t i = 0; i < before.size(); ++i) {
-        ASSERT_EQ(decisions[i].kept(), Wanted(keep, before, before[i]))
+        ASSERT_EQ(decisions[i].kept(), Wanted(keep, before, before[i], At(hour)))
             << "seed " << seed << ", step " << before[i].step;
         if (decisions[i].kept()) kept.push_back(before[i]);
       }
@@ -121,18 +145,28 @@ TEST(RetentionTest, C9_HoldsInRandomHistories) {
       // go.
       std::vector<uint64_t> as_one_goes;
       for (const StepFacts& s : kept) as_one_goes.push_back(s.step);
-      ASSERT_EQ(as_one_goes, KeptSteps(keep, all)) << "seed " << seed;
+      ASSERT_EQ(as_one_goes, KeptSteps(keep, all, At(hour))) << "seed " << seed;
     }
   }
 }
 
+class HandClock : public Clock {
+ public:
+  absl::Time Now() const override { return now; }
+  absl::Time now = At(0);
+};
+
 class RootTest : public ::testing::Test {
  protected:
-  void Commit(uint64_t step, double loss) {
+  void Commit(uint64_t step, double loss) { CommitAt(step, loss, absl::Now()); }
+
+  void CommitAt(uint64_t step, double loss, absl::Time when) {
     const auto staging = root_->BeginStaging(step, 1);
     auto reports = PersistTiny(&files_, *staging, 1, step, 1);
     reports->front().mutable_state()->set_validation_loss(loss);
-    const auto committed = root_->Commit(TinyRequest(*staging, *reports, 1));
+    CommitRequest request = TinyRequest(*staging, *reports, 1);
+    request.created = when;
+    const auto committed = root_->Commit(request);
     ASSERT_TRUE(committed.ok()) << committed.status();
   }
 
@@ -152,6 +186,21 @@ TEST_F(RootTest, C9_RetainAppliesEveryRule) {
   ASSERT_TRUE(root_->Unpin(2).ok());
   EXPECT_THAT(*root_->Retain(Keep(2, 4, 1)), ElementsAre(2));
   EXPECT_THAT(files_.List("/c/.trash"), IsEmpty());
+}
+
+TEST_F(RootTest, C9_RetainLooksAtTheTimeInTheManifest) {
+  HandClock clock;
+  root_ = *CheckpointRoot::Open(&files_, "/c", &clock);
+  for (uint64_t step = 1; step <= 4; ++step) {
+    CommitAt(step, 1, clock.now);
+    clock.now += absl::Hours(24);
+  }
+  KeepSpec keep = Keep(1, 0, 0);
+  keep.set_within(48 * 3600);
+  EXPECT_THAT(*root_->Retain(keep), ElementsAre(1, 2));
+  clock.now += absl::Hours(24);
+  EXPECT_THAT(*root_->Retain(keep), ElementsAre(3));
+  EXPECT_THAT(Steps(), ElementsAre(4));
 }
 
 TEST_F(RootTest, C9_TheLastStepThatVerifiesStaysWhateverTheRule) {

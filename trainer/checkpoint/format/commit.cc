@@ -308,11 +308,12 @@ absl::StatusOr<std::vector<StepFacts>> CheckpointRoot::GatherFacts(const KeepSpe
   absl::StatusOr<std::map<uint64_t, std::string>> pins = Pins();
   if (!pins.ok()) return pins.status();
   std::vector<StepFacts> facts(steps->size());
+  const bool manifests = keep.best() > 0 || keep.within() > 0;
   bool verified = false;
   for (size_t i = steps->size(); i-- > 0;) {
     facts[i].step = (*steps)[i];
     facts[i].pinned = pins->contains(facts[i].step);
-    if (verified && keep.best() == 0) continue;
+    if (verified && !manifests) continue;
     absl::StatusOr<std::unique_ptr<Folder>> folder = root_->OpenFolder(StepFolderName((*steps)[i]));
     if (!folder.ok()) return folder.status();
     if (!verified) {
@@ -321,7 +322,7 @@ absl::StatusOr<std::vector<StepFacts>> CheckpointRoot::GatherFacts(const KeepSpe
       facts[i].damaged = !report.ok();
       verified = report.ok();
     }
-    if (keep.best() == 0 || facts[i].damaged) continue;
+    if (!manifests || facts[i].damaged) continue;
     absl::StatusOr<Manifest> manifest = ReadManifest(**folder);
     if (absl::IsDataLoss(manifest.status()) || absl::IsNotFound(manifest.status())) {
       facts[i].damaged = true;
@@ -329,6 +330,7 @@ absl::StatusOr<std::vector<StepFacts>> CheckpointRoot::GatherFacts(const KeepSpe
     }
     if (!manifest.ok()) return manifest.status();
     facts[i].metric = MetricOf(keep.best_by(), manifest->state());
+    facts[i].created = absl::FromUnixNanos(manifest->created_unix_ns());
   }
   return facts;
 }
@@ -337,7 +339,7 @@ absl::StatusOr<std::vector<uint64_t>> CheckpointRoot::Retain(const KeepSpec& kee
   absl::StatusOr<std::vector<StepFacts>> facts = GatherFacts(keep);
   if (!facts.ok()) return facts.status();
   std::vector<uint64_t> removed;
-  for (const KeepDecision& decision : ChooseKept(keep, *facts)) {
+  for (const KeepDecision& decision : ChooseKept(keep, *facts, clock_->Now())) {
     if (decision.kept()) continue;
     absl::Status deleted = DeleteStep(root_.get(), decision.step);
     if (absl::IsFailedPrecondition(deleted)) continue;  // somebody pinned it just now

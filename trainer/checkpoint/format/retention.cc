@@ -41,6 +41,16 @@ std::vector<size_t> Best(uint32_t count, std::span<const StepFacts> steps,
   return measured;
 }
 
+std::vector<size_t> YoungerThan(double seconds, absl::Time now, std::span<const StepFacts> steps,
+                                const std::vector<size_t>& sound) {
+  std::vector<size_t> young;
+  if (seconds <= 0) return young;
+  std::ranges::copy_if(sound, std::back_inserter(young), [&](size_t i) {
+    return now - steps[i].created <= absl::Seconds(seconds);
+  });
+  return young;
+}
+
 }  // namespace
 
 absl::string_view KeepReasonName(KeepReason reason) {
@@ -53,13 +63,16 @@ absl::string_view KeepReasonName(KeepReason reason) {
       return "every";
     case KeepReason::kBest:
       return "best";
+    case KeepReason::kWithin:
+      return "within";
     case KeepReason::kDamaged:
       return "damaged";
   }
   return "?";
 }
 
-std::vector<KeepDecision> ChooseKept(const KeepSpec& keep, std::span<const StepFacts> steps) {
+std::vector<KeepDecision> ChooseKept(const KeepSpec& keep, std::span<const StepFacts> steps,
+                                     absl::Time now) {
   std::vector<KeepDecision> decisions(steps.size());
   for (size_t i = 0; i < steps.size(); ++i) {
     decisions[i].step = steps[i].step;
@@ -76,6 +89,9 @@ std::vector<KeepDecision> ChooseKept(const KeepSpec& keep, std::span<const StepF
   }
   for (size_t i : Best(keep.best(), steps, sound)) {
     decisions[i].reasons.push_back(KeepReason::kBest);
+  }
+  for (size_t i : YoungerThan(keep.within(), now, steps, sound)) {
+    decisions[i].reasons.push_back(KeepReason::kWithin);
   }
   return decisions;
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "proto/checkpoint.pb.h"
 #include "proto/job.pb.h"
 
@@ -21,11 +22,13 @@ struct StepFacts {
   bool damaged = false;
   // The one that keep.best_by names, where the checkpoint has it.
   std::optional<double> metric;
+  // When it was made, as its manifest says; looked at where keep.within is given.
+  absl::Time created = absl::InfinitePast();
 };
 
-enum class KeepReason { kPinned, kNewest, kEvery, kBest, kDamaged };
+enum class KeepReason { kPinned, kNewest, kEvery, kBest, kWithin, kDamaged };
 
-// "pinned", "newest", "every", "best", "damaged".
+// "pinned", "newest", "every", "best", "within", "damaged".
 absl::string_view KeepReasonName(KeepReason reason);
 
 // The reasons for which a step stays; none: it goes.
@@ -38,10 +41,12 @@ struct KeepDecision {
 
 // One decision a step, in the order of `steps`, which must ascend strictly. A step stays when it is
 // pinned or damaged, is one of the newest keep.last (at least one) that are not damaged, is the first
-// that is not damaged in a window [k * keep.every_steps, (k + 1) * keep.every_steps), k >= 1, or has
-// one of the keep.best lowest metrics (the later of equal ones; not-a-number counts as none). So the
-// newest step that is not damaged always stays.
-std::vector<KeepDecision> ChooseKept(const KeepSpec& keep, std::span<const StepFacts> steps);
+// that is not damaged in a window [k * keep.every_steps, (k + 1) * keep.every_steps), k >= 1, has one
+// of the keep.best lowest metrics (the later of equal ones; not-a-number counts as none), or was made
+// at most keep.within before `now` (also after it: clocks are set back). So the newest step that is
+// not damaged always stays.
+std::vector<KeepDecision> ChooseKept(const KeepSpec& keep, std::span<const StepFacts> steps,
+                                     absl::Time now);
 
 // The metric of a checkpoint; nothing when it has none.
 std::optional<double> MetricOf(CheckpointMetric metric, const TrainingState& state);
