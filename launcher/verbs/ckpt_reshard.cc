@@ -11,6 +11,7 @@
 #include "launcher/verbs/ckpt_target.h"
 #include "parallel/layout/expert_placement.h"
 #include "parallel/layout/mesh.h"
+#include "scheduler/state/planner.h"
 #include "trainer/catalog/parameter_catalog.h"
 #include "trainer/checkpoint/format/box.h"
 #include "trainer/checkpoint/format/load_plan.h"
@@ -36,28 +37,18 @@ int Experts(const JobSpec& spec) {
   return spec.model().has_moe() ? static_cast<int>(spec.model().moe().experts()) : 1;
 }
 
-// As parallel.expert: auto chooses: the largest divisor of the ranks that is at most the experts.
-int AutoExpertDegree(int ranks, int experts) {
-  int degree = std::min(ranks, experts);
-  while (ranks % degree != 0) --degree;
-  return degree;
-}
-
-absl::StatusOr<int> ExpertDegree(const ReshardFlags& flags, const JobSpec& spec) {
+absl::StatusOr<int> DegreeFor(const ReshardFlags& flags, JobSpec spec) {
+  spec.mutable_parallel()->clear_expert();
+  if (flags.expert == 0) {
+    return static_cast<int>(*ExpertDegree(spec, static_cast<uint32_t>(flags.ranks)));
+  }
   const int experts = Experts(spec);
-  if (flags.expert == 0) return AutoExpertDegree(flags.ranks, experts);
   if (flags.ranks % flags.expert != 0 || flags.expert > experts) {
     return absl::InvalidArgumentError(
         absl::StrCat("--expert ", flags.expert, " must divide --ranks ", flags.ranks,
                      " and be at most the experts of a layer (", experts, ")"));
   }
   return flags.expert;
-}
-
-ExpertPlacement EvenPlacement(const Mesh& mesh, const ParameterCatalog& catalog) {
-  std::vector<int> experts(catalog.layers());
-  for (int layer = 0; layer < catalog.layers(); ++layer) experts[layer] = catalog.experts(layer);
-  return ExpertPlacement::Even(mesh, experts);
 }
 
 // A rank loads the state that it owns: all that is no expert's, and the experts it is primary of;
@@ -107,10 +98,11 @@ OrderedJson ReadList(const LoadPlan& plan) {
 }
 
 void PrintPlan(const OrderedJson& plan, std::ostream& out) {
-  out << absl::StrFormat("%d ranks, expert %d: %s are read of %s that are stored\n\n",
+  out << absl::StrFormat("%d ranks, expert %d: %s are read of %s that are stored; %s\n\n",
                          plan["ranks"].get<int>(), plan["expert"].get<int>(),
                          ShortBytes(plan["bytes"].get<uint64_t>()),
-                         ShortBytes(plan["stored_bytes"].get<uint64_t>()));
+                         ShortBytes(plan["stored_bytes"].get<uint64_t>()),
+                         plan["placed"].get<std::string>());
   out << absl::StrFormat("%6s  %8s  %8s  %8s  %6s  %10s\n", "RANK", "EXPERTS", "OBJECTS", "SHARDS",
                          "FILES", "BYTES");
   for (const OrderedJson& rank : plan["plan"]) {
@@ -131,13 +123,15 @@ absl::StatusOr<OrderedJson> PlanAll(const OpenedStep& opened, const ReshardFlags
   const Manifest& manifest = opened.manifest;
   absl::StatusOr<ParameterCatalog> catalog = ParameterCatalog::Build(manifest.spec());
   if (!catalog.ok()) return catalog.status();
-  const absl::StatusOr<int> degree = ExpertDegree(flags, manifest.spec());
+  const absl::StatusOr<int> degree = DegreeFor(flags, manifest.spec());
   if (!degree.ok()) return degree.status();
-  const ExpertPlacement placement = EvenPlacement(Mesh::Flat(flags.ranks, *degree), *catalog);
+  const PlacedExperts placed =
+      PlaceExperts({.spec = &manifest.spec(), .nodes = {}, .restored = &manifest.state()}, {},
+                   Mesh::Flat(flags.ranks, *degree));
   OrderedJson ranks = OrderedJson::array();
   uint64_t total = 0;
   for (int rank = 0; rank < flags.ranks; ++rank) {
-    const absl::StatusOr<RankReads> reads = PlanRank(manifest, *catalog, placement, rank);
+    const absl::StatusOr<RankReads> reads = PlanRank(manifest, *catalog, placed.placement, rank);
     if (!reads.ok()) return reads.status();
     total += reads->plan.bytes;
     OrderedJson entry = {{"rank", rank},
@@ -155,7 +149,8 @@ absl::StatusOr<OrderedJson> PlanAll(const OpenedStep& opened, const ReshardFlags
   }
   return OrderedJson{{"path", opened.step.path}, {"step", manifest.state().step()},
                      {"ranks", flags.ranks},     {"expert", *degree},
-                     {"saved_at", manifest.layout()}, {"bytes", total},
+                     {"saved_at", manifest.layout()}, {"placed", placed.reason},
+                     {"bytes", total},
                      {"stored_bytes", stored},   {"plan", ranks}};
 }
 
@@ -175,7 +170,8 @@ void RegisterCkptReshard(CLI::App& ckpt, VerbContext& context) {
       "reshard-plan", "Say which rank of another layout reads what, and read no tensor");
   verb->footer(
       "A checkpoint needs no conversion: any layout loads it. This shows what that costs, with\n"
-      "experts placed evenly.\n\n"
+      "experts placed by the load that the checkpoint recorded, as a job on one host places "
+      "them.\n\n"
       "Examples:\n"
       "  moesaic ckpt reshard-plan runs/quickstart/checkpoints --ranks 6\n"
       "  moesaic ckpt reshard-plan runs/quickstart/checkpoints@100 --ranks 6 --expert 3 --reads -o "

@@ -171,6 +171,7 @@ Json ToJson(const Answer& answer) {
                                    {"peer_copy", node.peer_copy},
                                    {"most", node.most()}});
   }
+  json["checkpoint_bytes"] = answer.size.checkpoint;
   const StepTraffic& traffic = answer.size.traffic;
   json["step_bytes"] = {{"tokens", traffic.tokens},
                         {"counts", traffic.counts},
@@ -238,6 +239,7 @@ void PrintOne(const Answer& answer, uint64_t node_bytes, std::ostream& out) {
       "of it between nodes\n",
       Size(traffic.total()), Size(traffic.tokens), Size(traffic.gradients), Size(traffic.weights),
       Size(traffic.counts + traffic.sums), Size(traffic.between_nodes));
+  out << fmt::format("checkpoint {} on disk\n", Size(answer.size.checkpoint));
   PrintMemory(answer, node_bytes, out);
 }
 

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <atomic>
 #include <future>
 #include <utility>
 
@@ -107,14 +108,15 @@ class GradientBuckets : public GradientReducer {
   void Close(int parameter, int use, int64_t micro_batch) override;
   void Reduce() override;
   at::Tensor Gradient(int parameter) const override;
+  int64_t bytes() const override { return bytes_ + received_bytes_; }
 
  private:
   void Allocate(int b);
   Part& HeldPart(int parameter);
   // Starts the reduction of the next bucket in order.
   void IssueNext();
-  void ReduceBucket(const Bucket& bucket, Communicator& on) const;
-  void ReduceToPrimaries(const Bucket& bucket, Communicator& on) const;
+  void ReduceBucket(const Bucket& bucket, Communicator& on);
+  void ReduceToPrimaries(const Bucket& bucket, Communicator& on);
   void AddParts(const Bucket& bucket, int rank, std::vector<const float*> received) const;
 
   const std::vector<HeldParameter> parameters_;
@@ -124,6 +126,8 @@ class GradientBuckets : public GradientReducer {
   std::vector<Bucket> buckets_;
   size_t issued_ = 0;
   bool reduced_ = false;
+  int64_t bytes_ = 0;                        // of the buckets
+  std::atomic<int64_t> received_bytes_ = 0;  // at most, of others' parts of one
 };
 
 void GradientBuckets::Allocate(int b) {
@@ -133,6 +137,7 @@ void GradientBuckets::Allocate(int b) {
     if (IsHeldBy(parameters_[p], data_.rank())) total += PaddedElements(parameters_[p].elements);
   }
   bucket.flat = at::zeros({total}, at::kFloat);  // the padding between parameters is sent, too
+  bytes_ += static_cast<int64_t>(bucket.flat.nbytes());
   int64_t at = 0;
   for (int p : bucket.parameters) {
     if (!IsHeldBy(parameters_[p], data_.rank())) continue;
@@ -207,7 +212,7 @@ void GradientBuckets::Reduce() {
   reduced_ = true;
 }
 
-void GradientBuckets::ReduceBucket(const Bucket& bucket, Communicator& on) const {
+void GradientBuckets::ReduceBucket(const Bucket& bucket, Communicator& on) {
   if (bucket.dense) {
     on.AllReduceSum(bucket.flat.data_ptr<float>(), bucket.flat.numel(), ElementType::kFloat32);
   } else {
@@ -215,7 +220,7 @@ void GradientBuckets::ReduceBucket(const Bucket& bucket, Communicator& on) const
   }
 }
 
-void GradientBuckets::ReduceToPrimaries(const Bucket& bucket, Communicator& on) const {
+void GradientBuckets::ReduceToPrimaries(const Bucket& bucket, Communicator& on) {
   const int me = on.rank();
   std::vector<ConstBytes> outgoing(on.size());
   std::vector<int64_t> incoming(on.size(), 0);  // elements
@@ -230,6 +235,7 @@ void GradientBuckets::ReduceToPrimaries(const Bucket& bucket, Communicator& on) 
       piece.bytes += elements * static_cast<int64_t>(sizeof(float));
     }
   }
+  int64_t received_bytes = 0;
   std::vector<at::Tensor> buffers(on.size());
   std::vector<const float*> received(on.size());
   std::vector<MutableBytes> places(on.size());
@@ -241,7 +247,9 @@ void GradientBuckets::ReduceToPrimaries(const Bucket& bucket, Communicator& on) 
     places[r] = {buffers[r].data_ptr(), incoming[r] * static_cast<int64_t>(sizeof(float))};
     send[r] = {&outgoing[r], 1};
     receive[r] = {&places[r], 1};
+    received_bytes += places[r].bytes;
   }
+  received_bytes_ = std::max(received_bytes_.load(), received_bytes);
   on.AllToAllV(send, receive);
   AddParts(bucket, me, std::move(received));
 }

@@ -13,12 +13,13 @@
 #include "parallel/comm/communicator.h"
 #include "parallel/comm/lane.h"
 #include "parallel/data/gradients.h"
+#include "parallel/layout/gradient_layout.h"
 
 namespace moesaic {
 
 struct GradientBucketOptions {
   // No rank's part of a bucket is larger, unless one parameter is.
-  int64_t bucket_bytes = int64_t{25} << 20;
+  int64_t bucket_bytes = kGradientBucketBytes;
   // Reduces buckets here as they become ready, beside backward; its communicator is a duplicate of
   // `data`. Null: all in Reduce(), which is faster where cores are scarce.
   Lane* lane = nullptr;

@@ -43,7 +43,6 @@ class GradientTree : public GradientReducer {
         data_(*data),
         parts_(parameters.size()),
         roots_(parameters.size()) {
-    ChooseOwners();
     CutBatches(options.batch_bytes / static_cast<int64_t>(sizeof(float)));
   }
 
@@ -52,9 +51,9 @@ class GradientTree : public GradientReducer {
   void Close(int parameter, int use, int64_t micro_batch) override;
   void Reduce() override;
   at::Tensor Gradient(int parameter) const override;
+  int64_t bytes() const override { return bytes_; }
 
  private:
-  void ChooseOwners();
   void CutBatches(int64_t batch_elements);
   void PlaceRoots(Batch& batch);
   int64_t LeafOf(int parameter, int use, int64_t micro_batch) const;
@@ -74,29 +73,20 @@ class GradientTree : public GradientReducer {
   std::unordered_map<int64_t, std::vector<at::Tensor>> spare_;  // memory of past sums, by size
   int64_t micro_batches_ = 0;
   bool reduced_ = false;
+  int64_t bytes_ = 0;  // of roots and sums, which are kept for later ones
 };
 
-void GradientTree::ChooseOwners() {
-  std::vector<int64_t> load(data_.size(), 0);
-  for (const HeldParameter& parameter : parameters_) {
-    const auto least = std::min_element(load.begin(), load.end());
-    owners_.push_back(IsDense(parameter) ? static_cast<int>(least - load.begin())
-                                         : parameter.holders[0]);
-    if (IsDense(parameter)) *least += parameter.elements;
-  }
-}
-
 void GradientTree::CutBatches(int64_t batch_elements) {
-  int64_t elements = 0;
-  for (int p = 0; p < static_cast<int>(parameters_.size()); ++p) {
-    if (p == 0 || elements + parameters_[p].elements > batch_elements) {
-      batches_.push_back({.begin = p, .end = p});
-      elements = 0;
-    }
-    elements += parameters_[p].elements;
-    batches_.back().end = p + 1;
+  std::vector<SummedParameter> parameters;
+  for (const HeldParameter& parameter : parameters_) {
+    parameters.push_back(
+        {parameter.elements, IsDense(parameter) ? -1 : parameter.holders.front()});
   }
-  for (Batch& batch : batches_) PlaceRoots(batch);
+  owners_ = RootOwners(parameters, data_.size());
+  for (const ParameterRange& range : GradientBatches(parameters, batch_elements)) {
+    batches_.push_back({.begin = range.begin, .end = range.end});
+    PlaceRoots(batches_.back());
+  }
 }
 
 void GradientTree::PlaceRoots(Batch& batch) {
@@ -106,6 +96,7 @@ void GradientTree::PlaceRoots(Batch& batch) {
   }
   for (int r = 0; r < data_.size(); ++r) begin[r + 1] += begin[r];
   batch.dense = at::zeros({begin.back()}, at::kFloat);
+  bytes_ += static_cast<int64_t>(batch.dense.nbytes());
   float* base = batch.dense.data_ptr<float>();
   for (int r = 0; r < data_.size(); ++r) {
     batch.dense_of.push_back(
@@ -118,6 +109,7 @@ void GradientTree::PlaceRoots(Batch& batch) {
       begin[owners_[p]] += PaddedElements(elements);
     } else if (owners_[p] == data_.rank()) {
       roots_[p] = at::empty({elements}, at::kFloat);
+      bytes_ += static_cast<int64_t>(roots_[p].nbytes());
     }
   }
 }
@@ -167,7 +159,10 @@ void GradientTree::Close(int parameter, int use, int64_t micro_batch) {
 
 at::Tensor GradientTree::Allocate(int64_t elements) {
   std::vector<at::Tensor>& spare = spare_[elements];
-  if (spare.empty()) return at::empty({elements}, at::kFloat);
+  if (spare.empty()) {
+    bytes_ += elements * static_cast<int64_t>(sizeof(float));
+    return at::empty({elements}, at::kFloat);
+  }
   at::Tensor memory = std::move(spare.back());
   spare.pop_back();
   return memory;

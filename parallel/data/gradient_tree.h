@@ -15,12 +15,13 @@
 
 #include "parallel/comm/communicator.h"
 #include "parallel/data/gradients.h"
+#include "parallel/layout/gradient_layout.h"
 
 namespace moesaic {
 
 struct GradientTreeOptions {
   // Parameters are exchanged in batches of about this size.
-  int64_t batch_bytes = int64_t{64} << 20;
+  int64_t batch_bytes = kGradientBatchBytes;
 };
 
 // `data` must outlive the result. Slots never accumulate. A leaf closed twice is a TORCH_CHECK.

@@ -58,6 +58,9 @@ class GradientReducer {
   // After Reduce: the step's gradient, fp32 [elements], of a dense parameter (any rank) or of one
   // whose primary this rank is. Valid, and may be scaled in place, until the next BeginStep.
   virtual at::Tensor Gradient(int parameter) const = 0;
+
+  // The most memory that it has had at once, in bytes.
+  virtual int64_t bytes() const = 0;
 };
 
 }  // namespace moesaic

@@ -129,6 +129,7 @@ void ClusterState::AllReady(Job* job) {
     return;
   }
   live->record.set_was_ready(true);
+  live->start_took = now_ - live->started;
   for (RankState& rank : live->ranks) rank.progressed = now_;
   out_.actions.push_back(AnswerReady{job->name(), live->number(), absl::OkStatus()});
   Transition(job, RUNNING, fmt::format("generation {}: {}", live->number(), live->record.layout()));
@@ -194,6 +195,8 @@ void ClusterState::TakeMetrics(Job* job, const StepMetrics& metrics) {
   if (metrics.step() > last.step() || metrics.generation() > last.generation()) {
     status->set_tokens(status->tokens() + metrics.tokens());
     job->trained_seconds += metrics.seconds();
+    job->live->step_seconds += metrics.seconds();
+    ++job->live->steps;
     job->trained_tokens += static_cast<double>(metrics.tokens());
   }
   *status->mutable_last_step() = metrics;

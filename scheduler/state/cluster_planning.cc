@@ -32,12 +32,14 @@ std::vector<PlanNode> ClusterState::UsableNodes(const Job* job, bool only_free) 
 }
 
 absl::StatusOr<GenerationPlan> ClusterState::Plan(const Job& job, std::vector<PlanNode> nodes,
-                                                  const TrainingState* restored) const {
+                                                  const TrainingState* restored,
+                                                  bool move_experts) const {
   return PlanGeneration({.spec = &job.spec(),
                          .nodes = std::move(nodes),
                          .placement_epoch = job.record.status().generation() + 1,
                          .restored = restored,
                          .previous_nodes = job.last_nodes,
+                         .move_experts = move_experts,
                          .min_nodes = job.record.min_nodes(),
                          .max_nodes = job.record.max_nodes()});
 }
@@ -81,7 +83,8 @@ void ClusterState::TryPlan(Job* job) {
   }
   if (WaitForOldGeneration(job)) return;
   const absl::StatusOr<GenerationPlan> plan =
-      Plan(*job, UsableNodes(job, true), memory ? &memory->record.state() : nullptr);
+      Plan(*job, UsableNodes(job, true), memory ? &memory->record.state() : nullptr,
+           job->move_experts);
   if (absl::IsInvalidArgument(plan.status())) {
     EndJob(job, FAILED, kJobBadConfig, std::string(plan.status().message()));
   } else if (!plan.ok()) {
@@ -116,7 +119,7 @@ bool ClusterState::WaitForMemory(Job* job) {
 }
 
 void ClusterState::WaitForNodes(Job* job, const absl::Status& refusal) {
-  const bool exist = Plan(*job, UsableNodes(job, false), nullptr).ok();
+  const bool exist = Plan(*job, UsableNodes(job, false), nullptr, false).ok();
   const JobState state = exist ? QUEUED : WAITING;
   std::string reason = exist ? "its nodes are busy; " : "waiting for nodes: ";
   reason += std::string(refusal.message());
@@ -167,7 +170,9 @@ absl::Status ClusterState::On(const RestoreChosen& event) {
   // Nodes may have come and gone since. One that came back still running an older generation is
   // not free, and WAITING looks after it.
   if (WaitForOldGeneration(job)) return absl::OkStatus();
-  const absl::StatusOr<GenerationPlan> plan = Plan(*job, UsableNodes(job, true), event.state.step() > 0 ? &event.state : nullptr);
+  const absl::StatusOr<GenerationPlan> plan =
+      Plan(*job, UsableNodes(job, true), event.state.step() > 0 ? &event.state : nullptr,
+           job->move_experts);
   if (!plan.ok()) {
     WaitForNodes(job, plan.status());
     return absl::OkStatus();
@@ -232,6 +237,9 @@ void ClusterState::Start(Job* job, const GenerationPlan& plan, const RestorePoin
   job->record.set_resume("auto");
   job->verified = job->verify_content;
   job->verify_content = false;
+  if (job->move_experts) Note(job, fmt::format("experts moved: {}", plan.reason));
+  job->move_experts = false;
+  job->rebalance.Forget();
   job->spares = plan.spares;
   job->snapshots.Begin(OriginOf(*job), restore.state.step(), status->committed_step(), this);
   job->snapshots.FillControl(&live->control);
@@ -342,7 +350,8 @@ void ClusterState::ConsiderChange(Job* job) {
   }
   if (now_ < job->reconsider) return;
   job->reconsider = absl::InfiniteFuture();
-  const absl::StatusOr<GenerationPlan> plan = Plan(*job, UsableNodes(job, true), nullptr);
+  const absl::StatusOr<GenerationPlan> plan =
+      Plan(*job, UsableNodes(job, true), nullptr, false);
   if (!plan.ok()) {
     Note(job, fmt::format("goes on with {} nodes: {}", live.record.nodes_size(),
                           std::string(plan.status().message())));

@@ -172,6 +172,7 @@ absl::Status ClusterState::On(const Tick&) {
     job->snapshots.Tick(this);
     if (job->live == nullptr) continue;
     ConsiderChange(job);
+    ConsiderRebalance(job);
     CheckHealth(job);
   }
   return absl::OkStatus();

@@ -27,6 +27,7 @@
 #include "scheduler/state/job_snapshots.h"
 #include "scheduler/state/node_book.h"
 #include "scheduler/state/planner.h"
+#include "scheduler/state/rebalance.h"
 #include "scheduler/state/stragglers.h"
 
 namespace moesaic {
@@ -145,6 +146,9 @@ class ClusterState final : private SnapshotEdge {
     std::optional<uint32_t> failed_rank;
     std::string first_failure;
     std::optional<StragglerWatch> stragglers;
+    double step_seconds = 0;  // of the steps reported
+    uint64_t steps = 0;
+    absl::Duration start_took;  // until all ranks were ready
 
     uint64_t number() const { return record.number(); }
     const RankTable& table() const { return record.table(); }
@@ -153,12 +157,15 @@ class ClusterState final : private SnapshotEdge {
   };
 
   struct Job {
-    Job(const JobSpec& spec, absl::Duration persist_timeout) : snapshots(spec, persist_timeout) {}
+    Job(const JobSpec& spec, absl::Duration persist_timeout)
+        : snapshots(spec, persist_timeout), rebalance(RebalanceRulesOf(spec)) {}
 
     JobRecord record;
     uint64_t attempt = 0;  // of ChooseRestore
     std::unique_ptr<Generation> live;
     JobSnapshots snapshots;
+    RebalanceWatch rebalance;
+    bool move_experts = false;            // the next generation places them by the newest load
     std::vector<std::string> last_nodes;  // of the last generation, in the order of ranks
     std::vector<SpareNode> spares;        // of the newest plan
     bool verify_content = false;          // the next restore comes from a checkpoint that was read whole
@@ -216,7 +223,7 @@ class ClusterState final : private SnapshotEdge {
   absl::Status On(const RestoreChosen& event);
   std::vector<PlanNode> UsableNodes(const Job* job, bool only_free) const;
   absl::StatusOr<GenerationPlan> Plan(const Job& job, std::vector<PlanNode> nodes,
-                                      const TrainingState* restored) const;
+                                      const TrainingState* restored, bool move_experts) const;
   bool MoreMayJoin(const Job& job, size_t nodes) const;
   void TryPlan(Job* job);
   std::optional<JobSnapshots::Restorable> FromMemory(const Job& job) const;
@@ -231,6 +238,12 @@ class ClusterState final : private SnapshotEdge {
   static SnapshotOrigin OriginOf(const Job& job);
   void ReconsiderAll(absl::Time when);
   void ConsiderChange(Job* job);
+
+  // cluster_rebalance.cc: experts move while nodes stay.
+  static RebalanceRules RebalanceRulesOf(const JobSpec& spec);
+  std::vector<PlanNode> LiveNodes(const Job& job) const;
+  std::optional<RebalanceFacts> BalanceOf(const Job& job, const TrainingState& state) const;
+  void ConsiderRebalance(Job* job);
 
   // cluster_generations.cc: workers, health.
   absl::Status On(const RankTableAsked& event);

@@ -26,18 +26,6 @@ int64_t Rounds(const JobSpec& spec, uint32_t ranks) {
   return MicroBatchPlan{micro_batches, static_cast<int>(ranks)}.rounds();
 }
 
-// The expert degree for so many ranks; nothing when parallel.expert does not divide them.
-std::optional<uint32_t> ExpertDegree(const JobSpec& spec, uint32_t ranks) {
-  if (!spec.model().has_moe()) return 1;
-  if (spec.parallel().has_expert()) {
-    const uint32_t degree = spec.parallel().expert();
-    return ranks % degree == 0 ? std::optional<uint32_t>(degree) : std::nullopt;
-  }
-  uint32_t degree = std::min(ranks, spec.model().moe().experts());
-  while (ranks % degree != 0) --degree;
-  return degree;
-}
-
 // How many nodes a job may have: its own range, or what `resize` asked for.
 struct NodeLimits {
   uint32_t min = 0;
@@ -72,38 +60,24 @@ absl::Status TooFewNodes(const JobSpec& spec, uint32_t min, size_t usable,
   return absl::FailedPreconditionError(message);
 }
 
-// The number of nodes to use, or nothing when the expert degree fits none.
-std::optional<uint32_t> ChooseNodes(const JobSpec& spec, uint32_t min, uint32_t usable) {
+// A number of nodes that may be used.
+struct Candidate {
+  uint32_t nodes = 0;
+  uint32_t degree = 1;
+  int64_t rounds = 0;
+};
+
+// The legal ones from `min` to `usable`, the best first: few rounds, then few nodes.
+std::vector<Candidate> Candidates(const JobSpec& spec, uint32_t min, uint32_t usable) {
   const uint32_t slots = spec.elastic().slots_per_node();
-  std::optional<uint32_t> best;
+  std::vector<Candidate> candidates;
   for (uint32_t n = min; n <= usable; ++n) {
-    if (!ExpertDegree(spec, n * slots)) continue;
-    if (!best || Rounds(spec, n * slots) < Rounds(spec, *best * slots)) best = n;
+    const std::optional<uint32_t> degree = ExpertDegree(spec, n * slots);
+    if (degree) candidates.push_back({n, *degree, Rounds(spec, n * slots)});
   }
-  return best;
-}
-
-// Why `count` nodes are used and the one that would be number `number` (from 1) is not.
-std::string WhySpare(const JobSpec& spec, const NodeLimits& limits, uint32_t count, uint32_t usable,
-                     uint32_t number) {
-  if (number > limits.max) return fmt::format("the job takes at most {} nodes", limits.max);
-  const uint32_t slots = spec.elastic().slots_per_node();
-  for (uint32_t n = number; n <= usable; ++n) {
-    if (!ExpertDegree(spec, n * slots)) continue;
-    return fmt::format("{} nodes would need as many rounds of micro-batches a step ({}) as {}", n,
-                       Rounds(spec, count * slots), count);
-  }
-  return fmt::format("parallel.expert {} divides the ranks of {} nodes with {} slots, not of {}",
-                     spec.parallel().expert(), count, slots, number);
-}
-
-std::string WhyLayout(const JobSpec& spec, const NodeLimits& limits, uint32_t count,
-                      int64_t rounds) {
-  return fmt::format(
-      "{} of {} to {} nodes: {} micro-batches a step in {} round{}, and no legal number of the "
-      "nodes that are there needs fewer",
-      count, limits.min, limits.max, spec.train().global_batch() / spec.train().micro_batch(),
-      rounds, rounds == 1 ? "" : "s");
+  std::stable_sort(candidates.begin(), candidates.end(),
+                   [](const Candidate& a, const Candidate& b) { return a.rounds < b.rounds; });
+  return candidates;
 }
 
 // The first `count` nodes: those of the last generation on their old places as far as there are
@@ -159,15 +133,16 @@ std::vector<RankPlace> Places(const std::vector<PlanNode>& nodes, uint32_t slots
 }
 
 bool KnowMemory(const std::vector<PlanNode>& nodes) {
-  return std::all_of(nodes.begin(), nodes.end(),
+  return !nodes.empty() &&
+         std::all_of(nodes.begin(), nodes.end(),
                      [](const PlanNode& node) { return node.memory_bytes > 0; });
 }
 
-// Where the experts of a layout go, and why.
-struct PlacedExperts {
-  ExpertPlacement placement;
-  std::string reason;
-};
+// What the restored state records; empty: nothing is known.
+ExpertLoad LoadOf(const PlanInput& input) {
+  return input.restored != nullptr ? RecordedLoad(input.spec->model(), *input.restored)
+                                   : ExpertLoad();
+}
 
 bool IsBetter(const Mesh& mesh, const ExpertLoad& load, const ExpertPlacement& a,
               const ExpertPlacement& b) {
@@ -194,9 +169,10 @@ std::string MissingMemory(const PlanInput& input, const std::vector<PlanNode>& n
       continue;
     }
     constexpr double kMiB = 1 << 20;
-    return fmt::format("{} would need about {:.0f} MiB and has {:.0f} MiB", nodes[i].id,
-                       static_cast<double>(most) / kMiB,
-                       static_cast<double>(nodes[i].memory_bytes) / kMiB);
+    return fmt::format("{} would need about {:.0f} MiB and may use {:.0f} MiB ({:.0f}% of what it has)",
+                       nodes[i].id, static_cast<double>(most) / kMiB,
+                       kUsableMemory * static_cast<double>(nodes[i].memory_bytes) / kMiB,
+                       100 * kUsableMemory);
   }
   return "";
 }
@@ -219,37 +195,163 @@ int MostCopies(const PlanInput& input, const std::vector<PlanNode>& nodes, const
   return !load.empty() && KnowMemory(nodes) ? 1 : 0;
 }
 
+// Nodes and ranks of one candidate.
+struct Arrangement {
+  Candidate candidate;
+  std::vector<PlanNode> nodes;  // the used ones first
+  Mesh mesh;
+};
+
+Arrangement ArrangeFor(const PlanInput& input, std::vector<PlanNode> nodes,
+                       const Candidate& candidate) {
+  Arrange(input.previous_nodes, candidate.nodes, &nodes);
+  const std::vector<PlanNode> used(nodes.begin(), nodes.begin() + candidate.nodes);
+  Mesh mesh = *Mesh::Create(Places(used, input.spec->elastic().slots_per_node(), candidate.degree));
+  return {candidate, std::move(nodes), std::move(mesh)};
+}
+
+// What was passed over for want of memory.
+struct PassedOver {
+  Candidate candidate;
+  std::string missing;
+
+  std::string Describe() const {
+    return fmt::format("on {} node{}, with expert degree {}, {}", candidate.nodes,
+                       candidate.nodes == 1 ? "" : "s", candidate.degree, missing);
+  }
+};
+
+// The best candidate whose ranks fit into memory, experts placed evenly; the others are added to
+// `passed`.
+std::optional<Arrangement> Choose(const PlanInput& input, const std::vector<PlanNode>& nodes,
+                                  const std::vector<Candidate>& candidates,
+                                  const ExpertLoad& load, std::vector<PassedOver>* passed) {
+  const std::vector<int> experts = ExpertsOfLayers(input.spec->model());
+  for (const Candidate& candidate : candidates) {
+    Arrangement arrangement = ArrangeFor(input, nodes, candidate);
+    const std::vector<PlanNode> used(arrangement.nodes.begin(),
+                                     arrangement.nodes.begin() + candidate.nodes);
+    std::string missing =
+        MissingMemory(input, used, arrangement.mesh,
+                      ExpertPlacement::Even(arrangement.mesh, experts), load);
+    if (missing.empty()) return arrangement;
+    passed->push_back({candidate, std::move(missing)});
+  }
+  return std::nullopt;
+}
+
+absl::Status NoLegalNumber(const JobSpec& spec, uint32_t min, uint32_t usable) {
+  return absl::InvalidArgumentError(fmt::format(
+      "parallel.expert {} divides the ranks of no number of nodes from {} to {} with {} slots "
+      "each; choose a divisor of the ranks, or leave it auto",
+      spec.parallel().expert(), min, usable, spec.elastic().slots_per_node()));
+}
+
+absl::Status TooLittleMemory(const JobSpec& spec, const std::vector<PassedOver>& passed) {
+  std::string message = "too little memory: ";
+  for (size_t i = 0; i < passed.size(); ++i) {
+    message += (i == 0 ? "" : "; ") + passed[i].Describe();
+  }
+  message += "; what helps: more nodes or larger ones, a smaller train.micro_batch";
+  if (spec.model().has_moe() && spec.parallel().has_expert()) {
+    message += ", a larger parallel.expert";
+  }
+  return absl::FailedPreconditionError(std::move(message));
+}
+
+// Why the arrangement's nodes are used and the one that would be number `number` (from 1) is not.
+std::string WhySpare(const JobSpec& spec, const NodeLimits& limits, const Candidate& chosen,
+                     uint32_t usable, uint32_t number, const std::vector<PassedOver>& passed) {
+  if (number > limits.max) return fmt::format("the job takes at most {} nodes", limits.max);
+  const uint32_t slots = spec.elastic().slots_per_node();
+  for (const PassedOver& over : passed) {
+    if (over.candidate.nodes >= number) return over.Describe();
+  }
+  for (uint32_t n = number; n <= usable; ++n) {
+    if (!ExpertDegree(spec, n * slots)) continue;
+    return fmt::format("{} nodes would need as many rounds of micro-batches a step ({}) as {}", n,
+                       chosen.rounds, chosen.nodes);
+  }
+  return fmt::format("parallel.expert {} divides the ranks of {} nodes with {} slots, not of {}",
+                     spec.parallel().expert(), chosen.nodes, slots, number);
+}
+
+std::vector<SpareNode> Spares(const JobSpec& spec, const NodeLimits& limits,
+                              const Arrangement& chosen, uint32_t usable,
+                              const std::vector<PassedOver>& passed) {
+  std::vector<SpareNode> spares;
+  for (uint32_t i = chosen.candidate.nodes; i < chosen.nodes.size(); ++i) {
+    spares.push_back({chosen.nodes[i].id,
+                      WhySpare(spec, limits, chosen.candidate, usable, i + 1, passed)});
+  }
+  return spares;
+}
+
+std::string WhyLayout(const JobSpec& spec, const NodeLimits& limits, const Candidate& chosen,
+                      const std::vector<PassedOver>& passed) {
+  std::string why = fmt::format(
+      "{} of {} to {} nodes: {} micro-batches a step in {} round{}, and no legal number of the "
+      "nodes that are there needs fewer",
+      chosen.nodes, limits.min, limits.max,
+      spec.train().global_batch() / spec.train().micro_batch(), chosen.rounds,
+      chosen.rounds == 1 ? "" : "s");
+  if (!passed.empty()) why += " and has the memory: " + passed.front().Describe();
+  const uint32_t ranks = chosen.nodes * spec.elastic().slots_per_node();
+  if (spec.model().has_moe() && !spec.parallel().has_expert() && chosen.degree == 1 && ranks > 1) {
+    why += fmt::format("; every rank holds all {} experts, because {} ranks have no divisor from 2 "
+                       "to {} that could share them",
+                       spec.model().moe().experts(), ranks, spec.model().moe().experts());
+  }
+  return why;
+}
+
+}  // namespace
+
+std::optional<uint32_t> ExpertDegree(const JobSpec& spec, uint32_t ranks) {
+  if (!spec.model().has_moe()) return 1;
+  if (spec.parallel().has_expert()) {
+    const uint32_t degree = spec.parallel().expert();
+    return ranks % degree == 0 ? std::optional<uint32_t>(degree) : std::nullopt;
+  }
+  uint32_t degree = std::min(ranks, spec.model().moe().experts());
+  while (ranks % degree != 0) --degree;
+  return degree;
+}
+
 PlacedExperts PlaceExperts(const PlanInput& input, const std::vector<PlanNode>& nodes,
-                           const Mesh& mesh, const ExpertLoad& load) {
+                           const Mesh& mesh) {
   const JobSpec& spec = *input.spec;
-  if (input.restored != nullptr) {
+  const ExpertLoad load = LoadOf(input);
+  std::string refused;
+  if (input.restored != nullptr && !input.move_experts) {
     auto kept = KeptPlacement(spec, mesh, input.restored->placement(), input.placement_epoch);
-    if (kept.ok()) return {*std::move(kept), "experts stay where they were"};
+    if (kept.ok()) {
+      const std::string missing = MissingMemory(input, nodes, mesh, *kept, load);
+      if (missing.empty()) return {*std::move(kept), true, "experts stay where they were"};
+      refused = fmt::format("; they do not stay where they were, {}", missing);
+    }
   }
   const std::vector<int> experts = ExpertsOfLayers(spec.model());
   const ExpertPlacement even = ExpertPlacement::Even(mesh, experts, input.placement_epoch);
-  PlacedExperts chosen{even, ""};
-  std::string refused;
+  ExpertPlacement chosen = even;
   for (int copies = 0; copies <= MostCopies(input, nodes, load); ++copies) {
     ExpertPlacement balanced = BalancedPlacement({.mesh = &mesh,
                                                   .experts = experts,
                                                   .load = &load,
                                                   .copies = copies,
                                                   .epoch = input.placement_epoch});
-    if (!IsBetter(mesh, load, balanced, chosen.placement)) continue;
-    const std::string missing =
-        copies > 0 ? MissingMemory(input, nodes, mesh, balanced, load) : std::string();
+    if (!IsBetter(mesh, load, balanced, chosen)) continue;
+    const std::string missing = MissingMemory(input, nodes, mesh, balanced, load);
     if (!missing.empty()) {
-      refused = fmt::format("; no more copies of experts, {}", missing);
+      refused += copies == 0 ? fmt::format("; not by load, {}", missing)
+                             : fmt::format("; no more copies of experts, {}", missing);
       break;
     }
-    chosen.placement = std::move(balanced);
+    chosen = std::move(balanced);
   }
-  chosen.reason = WhyPlaced(mesh, load, even, chosen.placement) + refused;
-  return chosen;
+  std::string reason = WhyPlaced(mesh, load, even, chosen) + refused;
+  return {std::move(chosen), false, std::move(reason)};
 }
-
-}  // namespace
 
 absl::StatusOr<GenerationPlan> PlanGeneration(const PlanInput& input) {
   const JobSpec& spec = *input.spec;
@@ -258,47 +360,39 @@ absl::StatusOr<GenerationPlan> PlanGeneration(const PlanInput& input) {
   std::vector<SpareNode> spares = TakeUnusable(spec, &nodes);
   if (nodes.size() < limits.min) return TooFewNodes(spec, limits.min, nodes.size(), spares);
 
-  const uint32_t slots = spec.elastic().slots_per_node();
   const uint32_t usable = std::min(static_cast<uint32_t>(nodes.size()), limits.max);
-  const std::optional<uint32_t> count = ChooseNodes(spec, limits.min, usable);
-  if (!count) {
-    return absl::InvalidArgumentError(fmt::format(
-        "parallel.expert {} divides the ranks of no number of nodes from {} to {} with {} slots "
-        "each; choose a divisor of the ranks, or leave it auto",
-        spec.parallel().expert(), limits.min, usable, slots));
-  }
-  Arrange(input.previous_nodes, *count, &nodes);
-  for (uint32_t i = *count; i < nodes.size(); ++i) {
-    spares.push_back({nodes[i].id, WhySpare(spec, limits, *count, usable, i + 1)});
+  const std::vector<Candidate> candidates = Candidates(spec, limits.min, usable);
+  if (candidates.empty()) return NoLegalNumber(spec, limits.min, usable);
+  const ExpertLoad load = LoadOf(input);
+  std::vector<PassedOver> passed;
+  std::optional<Arrangement> chosen = Choose(input, nodes, candidates, load, &passed);
+  if (!chosen) return TooLittleMemory(spec, passed);
+  const Candidate& candidate = chosen->candidate;
+  for (SpareNode& spare : Spares(spec, limits, *chosen, usable, passed)) {
+    spares.push_back(std::move(spare));
   }
   std::sort(spares.begin(), spares.end(),
             [](const SpareNode& a, const SpareNode& b) { return a.id < b.id; });
-  nodes.resize(*count);
+  chosen->nodes.resize(candidate.nodes);
 
-  const uint32_t degree = *ExpertDegree(spec, *count * slots);
-  absl::StatusOr<Mesh> mesh = Mesh::Create(Places(nodes, slots, degree));
-  if (!mesh.ok()) return mesh.status();
-  const ExpertLoad load =
-      input.restored != nullptr ? RecordedLoad(spec.model(), *input.restored) : ExpertLoad();
-  PlacedExperts experts = PlaceExperts(input, nodes, *mesh, load);
-  std::string reason = WhyLayout(spec, limits, *count, Rounds(spec, *count * slots));
-  if (mesh->expert_size() > 1) reason += "; " + experts.reason;
-  const std::string missing = MissingMemory(input, nodes, *mesh, experts.placement, load);
-  if (!missing.empty()) reason += "; memory will be short: " + missing;
-
-  const uint32_t threads = Threads(spec, nodes);
-  std::string layout =
-      fmt::format("{} node{}, data {}, expert {}, {} thread{} a rank", *count,
-                  *count == 1 ? "" : "s", mesh->size(), degree, threads, threads == 1 ? "" : "s");
-  const bool survives = experts.placement.SurvivesAnyNode(*mesh);
-  const double imbalance = ExpectedImbalance(*mesh, experts.placement, load);
-  return GenerationPlan{.nodes = std::move(nodes),
+  PlacedExperts experts = PlaceExperts(input, chosen->nodes, chosen->mesh);
+  std::string reason = WhyLayout(spec, limits, candidate, passed);
+  if (candidate.degree > 1) reason += "; " + experts.reason;
+  const uint32_t threads = Threads(spec, chosen->nodes);
+  std::string layout = fmt::format("{} node{}, data {}, expert {}, {} thread{} a rank",
+                                   candidate.nodes, candidate.nodes == 1 ? "" : "s",
+                                   chosen->mesh.size(), candidate.degree, threads,
+                                   threads == 1 ? "" : "s");
+  const bool survives = experts.placement.SurvivesAnyNode(chosen->mesh);
+  const double imbalance = ExpectedImbalance(chosen->mesh, experts.placement, load);
+  return GenerationPlan{.nodes = std::move(chosen->nodes),
                         .spares = std::move(spares),
-                        .mesh = *std::move(mesh),
+                        .mesh = std::move(chosen->mesh),
                         .placement = std::move(experts.placement),
                         .threads = threads,
-                        .rounds = Rounds(spec, *count * slots),
+                        .rounds = candidate.rounds,
                         .survives_any_node = survives,
+                        .kept_placement = experts.kept,
                         .imbalance = imbalance,
                         .layout = std::move(layout),
                         .reason = std::move(reason)};

@@ -5,6 +5,7 @@
 #include <map>
 
 #include "parallel/layout/balanced_placement.h"
+#include "parallel/layout/gradient_layout.h"
 #include "parallel/layout/micro_batch_plan.h"
 #include "parallel/layout/sum_tree.h"
 #include "trainer/catalog/expert_state.h"
@@ -14,12 +15,14 @@ namespace moesaic {
 namespace {
 
 constexpr int64_t kFloat = 4;
+constexpr int64_t kSumNameBytes = 24;  // parameter, level and index of a partial sum
 constexpr int64_t kHeadChunk = int64_t{1} << 23;  // logits of the head that exist at once
 
 int64_t Padded(int64_t elements, int64_t to) { return (elements + to - 1) / to * to; }
 // As parameter stores and gradient buckets lay tensors out.
 int64_t StoreElements(int64_t elements) { return Padded(elements, 32); }
 int64_t BucketElements(int64_t elements) { return Padded(elements, 16); }
+int64_t ArenaBytes(int64_t bytes) { return Padded(bytes, 64); }
 
 class Sizer {
  public:
@@ -32,17 +35,22 @@ class Sizer {
         compute_bytes_(spec_.train().precision() == BF16 ? 2 : kFloat),
         has_moments_(spec_.train().optimizer().has_adamw()) {
     size_.ranks.resize(mesh_.size());
-    dense_sums_.resize(mesh_.size());
   }
 
   JobSize Run() {
     const std::vector<int> writers = CheckpointWriters(*in_.catalog, mesh_, placement_);
     for (ParameterId id = 0; id < in_.catalog->size(); ++id) {
       const ParameterSpec& parameter = (*in_.catalog)[id];
-      size_.ranks[writers[id]].snapshot += parameter.elements() * kFloat * (has_moments_ ? 3 : 1);
+      const int64_t bytes = parameter.elements() * kFloat, objects = has_moments_ ? 3 : 1;
+      size_.ranks[writers[id]].snapshot += ArenaBytes(bytes) * objects;
+      size_.checkpoint += bytes * objects;
       AddParameter(parameter);
     }
-    AddDenseTraffic();
+    if (spec_.train().reproducible()) {
+      AddSumTrees();
+    } else {
+      AddBuckets();
+    }
     AddActivations();
     AddTokens();
     AddSums();
@@ -70,11 +78,6 @@ class Sizer {
       if (owns && has_moments_) memory.moments += 2 * elements * kFloat;
       if (!fp32 || !owns) memory.weights += elements * (fp32 ? kFloat : compute_bytes_);
     }
-    if (spec_.train().reproducible()) {
-      AddLeaves(parameter, holders);
-    } else {
-      AddBuckets(parameter, holders);
-    }
     if (dense) return;
     for (size_t i = 1; i < holders.size(); ++i) {
       Send(holders.front(), holders[i], static_cast<double>(parameter.elements() * compute_bytes_),
@@ -82,68 +85,138 @@ class Sizer {
     }
   }
 
-  void AddBuckets(const ParameterSpec& parameter, const std::vector<int>& holders) {
-    const int64_t bytes = BucketElements(parameter.elements()) * kFloat;
-    for (const int rank : holders) size_.ranks[rank].gradients += bytes;
-    if (parameter.expert < 0) {
-      dense_bytes_ += bytes;
-      return;
+  // Fast mode: a place for every parameter that a rank holds; dense ones are all-reduced, parts of
+  // experts go to their primary, which receives those of a bucket at a time.
+  void AddBuckets() {
+    std::map<std::pair<int, int>, int64_t> received;  // by (to, from)
+    int64_t dense = 0;
+    for (const ParameterSpec& parameter : in_.catalog->parameters()) {
+      const std::vector<int> holders = HoldersOf(parameter);
+      const int64_t bytes = BucketElements(parameter.elements()) * kFloat;
+      for (const int rank : holders) size_.ranks[rank].gradients += bytes;
+      if (parameter.expert < 0) {
+        dense += bytes;
+        continue;
+      }
+      for (size_t i = 1; i < holders.size(); ++i) {
+        Send(holders[i], holders.front(), static_cast<double>(bytes), &size_.traffic.gradients);
+        received[{holders.front(), holders[i]}] += bytes;
+      }
     }
-    for (size_t i = 1; i < holders.size(); ++i) {
-      Send(holders[i], holders.front(), static_cast<double>(bytes), &size_.traffic.gradients);
+    for (const auto& [pair, bytes] : received) {
+      size_.ranks[pair.first].gradients += std::min(bytes, kGradientBucketBytes);
     }
+    AllReduce(static_cast<double>(dense), &size_.traffic.gradients);
   }
 
-  int64_t Sums(int64_t begin, int64_t end, int uses) const {
+  // How many nodes of a parameter's tree of sums a rank has.
+  struct TreeNodes {
+    int64_t most = 0;  // between two rounds
+    int64_t last = 0;  // after the last one
+    int64_t open = 0;  // leaves that a round adds, at most
+  };
+
+  int64_t Cover(int64_t begin, int64_t end, int uses) const {
     if (begin >= end) return 0;
     return static_cast<int64_t>(
         SumTree(plan_.micro_batches * uses).Cover(begin * uses, end * uses).size());
   }
 
-  // Partial sums of the tree that a holder is left with: those of the micro-batches of the sources
-  // that it serves.
-  int64_t ExpertSums(const ParameterSpec& parameter, int rank) const {
-    int64_t begin = 0, end = 0, sums = 0;
-    for (const int source : mesh_.expert_ranks(mesh_.place(rank).expert_group)) {
-      if (placement_.Destination(mesh_, source, parameter.layer, parameter.expert) != rank)
-        continue;
-      const int data = mesh_.place(source).data;
-      if (plan_.begin(data) != end) {
-        sums += Sums(begin, end, parameter.uses);
-        begin = plan_.begin(data);
+  // Of the micro-batches of `sources`, each of which brings one a round.
+  TreeNodes NodesOf(std::span<const int> sources, int uses) const {
+    TreeNodes nodes;
+    for (int64_t rounds = 1; rounds <= plan_.rounds(); ++rounds) {
+      int64_t sums = 0, begin = 0, end = 0, active = 0;
+      for (const int data : sources) {
+        const int64_t first = plan_.begin(data), last = std::min(first + rounds, plan_.end(data));
+        active += last == first + rounds;
+        if (first != end) {
+          sums += Cover(begin, end, uses);
+          begin = first;
+        }
+        end = last;
       }
-      end = plan_.end(data);
+      nodes.last = sums + Cover(begin, end, uses);
+      nodes.most = std::max(nodes.most, nodes.last);
+      nodes.open = std::max(nodes.open, active);
     }
-    return sums + Sums(begin, end, parameter.uses);
+    return nodes;
   }
 
-  void AddLeaves(const ParameterSpec& parameter, const std::vector<int>& holders) {
+  // The data coordinates of the ranks whose rows of an expert `rank` computes, ascending.
+  std::vector<int> Served(const ParameterSpec& parameter, int rank) const {
+    if (parameter.expert < 0) return {mesh_.place(rank).data};
+    std::vector<int> sources;
+    for (const int source : mesh_.expert_ranks(mesh_.place(rank).expert_group)) {
+      if (placement_.Destination(mesh_, source, parameter.layer, parameter.expert) == rank) {
+        sources.push_back(mesh_.place(source).data);
+      }
+    }
+    std::sort(sources.begin(), sources.end());
+    return sources;
+  }
+
+  // Memory that is taken for leaves and for received sums and used again: sums of one size share it.
+  struct SharedSums {
+    std::map<int, int64_t> open;      // leaves, by layer (dense ones come one at a time)
+    std::map<int, int64_t> received;  // nodes, by batch
+
+    int64_t most() const {
+      int64_t most = 0;
+      for (const auto& [layer, leaves] : open) most = std::max(most, leaves);
+      for (const auto& [batch, nodes] : received) most = std::max(most, nodes);
+      return most;
+    }
+  };
+
+  // Reproducible mode: partial sums go to the rank that computes a parameter's root, with their
+  // names to all, and the roots of dense parameters to all.
+  void AddSumTrees() {
+    std::vector<SummedParameter> summed;
+    for (const ParameterSpec& parameter : in_.catalog->parameters()) {
+      summed.push_back({parameter.elements(),
+                        parameter.expert < 0 ? -1 : HoldersOf(parameter).front()});
+    }
+    const std::vector<int> owners = RootOwners(summed, mesh_.size());
+    std::vector<std::map<int64_t, SharedSums>> shared(mesh_.size());  // by elements
+    int batch = 0;
+    for (const ParameterRange& range :
+         GradientBatches(summed, kGradientBatchBytes / kFloat)) {
+      for (ParameterId id = range.begin; id < range.end; ++id) {
+        AddSumTree((*in_.catalog)[id], owners[id], batch, shared);
+      }
+      ++batch;
+    }
+    for (int rank = 0; rank < mesh_.size(); ++rank) {
+      for (const auto& [elements, sums] : shared[rank]) {
+        size_.ranks[rank].gradients += elements * kFloat * sums.most();
+      }
+    }
+  }
+
+  void AddSumTree(const ParameterSpec& parameter, int owner, int batch,
+                  std::vector<std::map<int64_t, SharedSums>>& shared) {
     const int64_t bytes = parameter.elements() * kFloat;
     const bool dense = parameter.expert < 0;
-    for (const int rank : holders) {
-      const int data = mesh_.place(rank).data;
-      const int64_t sums = dense ? Sums(plan_.begin(data), plan_.end(data), parameter.uses)
-                                 : ExpertSums(parameter, rank);
-      const bool has_root = dense || rank == holders.front();
-      size_.ranks[rank].gradients += bytes * (sums + 1 + (has_root ? 1 : 0));
-      if (dense) {
-        dense_sums_[rank] += static_cast<double>(bytes * sums);
-      } else {
-        Send(rank, holders.front(), static_cast<double>(bytes * sums), &size_.traffic.gradients);
+    for (const int rank : HoldersOf(parameter)) {
+      const TreeNodes nodes = NodesOf(Served(parameter, rank), parameter.uses);
+      RankMemory& memory = size_.ranks[rank];
+      memory.gradients += bytes * nodes.most;
+      SharedSums& sums = shared[rank][parameter.elements()];
+      int64_t& open = sums.open[parameter.layer];
+      open = dense ? std::max(open, nodes.open) : open + nodes.open;
+      if (rank != owner) {
+        shared[owner][parameter.elements()].received[batch] += nodes.last;
+        Send(rank, owner, static_cast<double>(bytes * nodes.last), &size_.traffic.gradients);
       }
+      SendToAll(rank, static_cast<double>(nodes.last * kSumNameBytes), &size_.traffic.gradients);
+      if (dense) memory.gradients += BucketElements(parameter.elements()) * kFloat;
     }
-    if (dense) dense_bytes_ += bytes;
-  }
-
-  // Dense gradients. In reproducible mode partial sums go to the owner of each parameter's root, of
-  // which ranks own about as many bytes each, and the roots to all.
-  void AddDenseTraffic() {
-    const auto bytes = static_cast<double>(dense_bytes_);
-    if (!spec_.train().reproducible()) return AllReduce(bytes, &size_.traffic.gradients);
-    for (int from = 0; from < mesh_.size(); ++from) {
-      for (int to = 0; to < mesh_.size(); ++to) {
-        Send(from, to, (dense_sums_[from] + bytes) / mesh_.size(), &size_.traffic.gradients);
-      }
+    const auto root = static_cast<double>(BucketElements(parameter.elements()) * kFloat);
+    if (dense) {
+      SendToAll(owner, root, &size_.traffic.gradients);
+    } else {
+      size_.ranks[owner].gradients += bytes;
     }
   }
 
@@ -173,6 +246,7 @@ class Sizer {
     const ModelSpec& model = spec_.model();
     const int64_t tokens = MicroBatchTokens(), hidden = model.hidden();
     for (RankMemory& rank : size_.ranks) rank.activations = HeadBytes(tokens);
+    std::vector<int64_t> backward(mesh_.size(), 0);  // on top, of the layer that takes most
     for (int layer = 0; layer < in_.catalog->layers(); ++layer) {
       for (RankMemory& rank : size_.ranks) {
         // Attention, and the norm before the feed-forward.
@@ -194,8 +268,11 @@ class Sizer {
             received * compute_bytes_ * hidden + SwiGluBytes(received, moe.expert_width()) +
             SwiGluBytes(tokens, moe.shared_width()) +
             tokens * moe.active() * compute_bytes_ * hidden + tokens * moe.experts() * 2 * kFloat;
+        const int64_t row = (mesh_.expert_size() > 1 ? 2 : 1) * hidden + moe.expert_width();
+        backward[r] = std::max(backward[r], received * compute_bytes_ * row);
       }
     }
+    for (int r = 0; r < mesh_.size(); ++r) size_.ranks[r].activations += backward[r];
   }
 
   // Of the (token, expert) pairs of a layer, what each rank takes; they add up to 1.
@@ -242,6 +319,10 @@ class Sizer {
     int64_t words = 2 * plan_.micro_batches + in_.catalog->size() + 3;
     for (int layer = 0; layer < placement_.layers(); ++layer) words += placement_.experts(layer);
     AllReduce(static_cast<double>(words * 8), &size_.traffic.sums);
+    if (!spec_.train().reproducible()) return;
+    for (int rank = 0; rank < mesh_.size(); ++rank) {  // how many partial sums it names
+      SendToAll(rank, sizeof(int64_t), &size_.traffic.sums);
+    }
   }
 
   void AddNodes() {
@@ -267,6 +348,9 @@ class Sizer {
     *kind += bytes;
     if (mesh_.place(from).node != mesh_.place(to).node) size_.traffic.between_nodes += bytes;
   }
+  void SendToAll(int from, double bytes, double* kind) {
+    for (int to = 0; to < mesh_.size(); ++to) Send(from, to, bytes, kind);
+  }
   void AllReduce(double bytes, double* kind) {
     for (int from = 0; from < mesh_.size(); ++from) {
       for (int to = 0; to < mesh_.size(); ++to) Send(from, to, 2 * bytes / mesh_.size(), kind);
@@ -280,13 +364,29 @@ class Sizer {
   const MicroBatchPlan plan_;
   const int64_t compute_bytes_;
   const bool has_moments_;
-  int64_t dense_bytes_ = 0;         // of gradients
-  std::vector<double> dense_sums_;  // by rank, bytes of partial sums of dense gradients
   JobSize size_;
 };
 
 }  // namespace
 
 JobSize SizeJob(const SizingInput& input) { return Sizer(input).Run(); }
+
+double ExpertShare(const JobSpec& spec, const ParameterCatalog& catalog) {
+  const ModelSpec& model = spec.model();
+  if (!model.has_moe()) return 0;
+  double experts = 0;  // multiplications of a token
+  for (const ParameterSpec& parameter : catalog.parameters()) {
+    if (parameter.expert < 0) continue;
+    experts += static_cast<double>(parameter.elements()) *
+               std::min(1.0, static_cast<double>(model.moe().active()) / model.moe().experts());
+  }
+  auto all = static_cast<double>(catalog.active_elements());
+  // Rows of the embedding are looked up, not multiplied; a tied one is the head, too.
+  if (!model.tie_head()) all -= static_cast<double>(model.vocabulary()) * model.hidden();
+  // Scores and their products with values, each over half of the positions.
+  all += static_cast<double>(model.layers()) * model.heads() * model.head_width() *
+         model.sequence();
+  return all > 0 ? experts / all : 0;
+}
 
 }  // namespace moesaic

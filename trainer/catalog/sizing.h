@@ -1,7 +1,8 @@
-// Sizing: what a layout of a job needs, as arithmetic, without running anything. Weights, moments,
-// snapshots and the traffic of gradients and weights follow from the catalog and the placement, and
-// have not been compared with a run; activations and partial sums are estimates, and traffic of
-// tokens is an expectation over the load.
+// Sizing: what a layout of a job needs, as arithmetic, without running anything. The tests compare it
+// with what runs really hold and send: weights, moments, gradients of fast mode, snapshots,
+// checkpoints and the traffic of gradients and weights are exact; the partial sums of reproducible
+// mode are an upper bound, activations an estimate, and traffic of tokens is an expectation over the
+// load.
 #pragma once
 
 #include <cstdint>
@@ -29,10 +30,12 @@ struct RankMemory {
   // In the process:
   int64_t weights = 0;      // masters of what it owns, compute weights of what it holds
   int64_t moments = 0;      // of the optimizer
-  int64_t gradients = 0;    // in reproducible mode with the partial sums, estimated
-  int64_t activations = 0;  // of one micro-batch, estimated at the busiest layer loads
+  // With what is received of others' parts of a bucket, and with partial sums: in reproducible mode
+  // as if every expert got rows of every micro-batch, so no less than what there will be.
+  int64_t gradients = 0;
+  int64_t activations = 0;  // of one micro-batch, estimated
   // In shared memory, kept by its agent:
-  int64_t snapshot = 0;  // the objects that it writes: masters and moments
+  int64_t snapshot = 0;  // the objects that it writes: masters and moments; without their index
 
   int64_t process() const { return weights + moments + gradients + activations; }
 };
@@ -49,10 +52,12 @@ struct NodeMemory {
   int64_t most() const { return processes + snapshot + in_flight + 2 * peer_copy; }
 };
 
-// Bytes a step that leave a rank for another, over all ranks.
+// Bytes a step that leave a rank for another, over all ranks. An all-reduce counts as a
+// reduce-scatter and an all-gather.
 struct StepTraffic {
   double tokens = 0;  // dispatch and return, forward and backward, of all MoE layers
   double counts = 0;  // rows that ranks are about to send one another
+  // In reproducible mode an upper bound: partial sums of experts without rows are not sent.
   double gradients = 0;
   double weights = 0;        // of experts, from their primaries to their other holders
   double sums = 0;           // loss, norms, counts: the small sum at the end of a step
@@ -64,10 +69,15 @@ struct StepTraffic {
 struct JobSize {
   std::vector<RankMemory> ranks;
   std::vector<NodeMemory> nodes;  // in the order of their first rank
+  int64_t checkpoint = 0;         // tensors of one on disk, without their headers
   StepTraffic traffic;
 };
 
 // Pure.
 JobSize SizeJob(const SizingInput& input);
+
+// Of the arithmetic of a step, what experts do: matrix products and attention scores, with experts
+// taking equally many tokens.
+double ExpertShare(const JobSpec& spec, const ParameterCatalog& catalog);
 
 }  // namespace moesaic

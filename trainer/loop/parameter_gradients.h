@@ -39,6 +39,9 @@ class ParameterGradients : public GradientSink {
   // After Reduce, until BeginStep: the summed gradient of an owned parameter, fp32, of its shape.
   at::Tensor Reduced(ParameterId id) const;
 
+  // The most memory that gradients have had at once.
+  int64_t bytes() const { return reducer_->bytes(); }
+
   // Sends the compute weights of experts from their primaries to their other holders.
   void ShareWeights(ParameterStore& store) const;
 

@@ -81,6 +81,7 @@ class TrainerImpl : public Trainer {
   ParameterStore& store() override { return store_; }
   TrainingState& state() override { return state_; }
   at::Tensor Gradient(ParameterId id) const override { return gradients_.Reduced(id); }
+  int64_t gradient_bytes() const override { return gradients_.bytes(); }
 
   void InitialiseParameters() override {
     for (const ParameterId id : store_.owned()) {

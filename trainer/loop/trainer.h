@@ -81,6 +81,8 @@ class Trainer {
 
   // Owned parameters, after a Step: the summed gradient before clipping. For tests and diagnosis.
   virtual at::Tensor Gradient(ParameterId id) const = 0;
+  // The most memory that gradients have had at once on this rank. For tests and diagnosis.
+  virtual int64_t gradient_bytes() const = 0;
 };
 
 }  // namespace moesaic

@@ -276,6 +276,26 @@ TEST_F(CkptVerbs, ReshardPlanSaysWhoReadsWhat) {
             kExitUsage);
 }
 
+TEST_F(CkptVerbs, ReshardPlanPlacesExpertsByTheRecordedLoad) {
+  const auto experts = [&] {
+    const Json plan =
+        Json::parse(RunMoesaic({"ckpt", "reshard-plan", path_, "--ranks", "2", "-o", "json"}).out);
+    return std::vector<int>{plan["plan"][0]["experts"], plan["plan"][1]["experts"]};
+  };
+  EXPECT_EQ(experts(), (std::vector<int>{2, 1}));  // by number: nothing is recorded yet
+  const std::string staging = *root_->BeginStaging(300, 1);
+  auto reports = *PersistTiny(&FileSystem::System(), staging, 2, 300, 1);
+  for (ShardsPersisted& report : reports) {
+    LayerLoad* load = report.mutable_state()->add_expert_load();
+    load->set_layer(1);
+    for (const double tokens : {10, 1, 1}) load->add_tokens(tokens);
+  }
+  ASSERT_TRUE(root_->Commit(TinyRequest(staging, reports, 1)).ok());
+  EXPECT_EQ(experts(), (std::vector<int>{1, 2}));  // the busy one alone
+  EXPECT_THAT(RunMoesaic({"ckpt", "reshard-plan", path_, "--ranks", "2"}).out,
+              HasSubstr("experts placed by recorded load: the busiest rank takes 1.67 of the mean"));
+}
+
 TEST_F(CkptVerbs, EveryVerbHasAnExample) {
   for (const char* verb : {"ls", "show", "verify", "diff", "pin", "unpin", "rm", "import", "export",
                            "reshard-plan"}) {

@@ -11,9 +11,9 @@ using ::testing::HasSubstr;
 
 // Snapshots every few steps in memory, to disk every 50.
 struct TwoNodes : ClusterFixture {
-  explicit TwoNodes(uint32_t min_nodes = 1, uint32_t max_nodes = 2) {
-    JobSpec spec = SmallJob("a", min_nodes, max_nodes, 1);
-    spec.mutable_checkpoint()->set_every_steps(50);
+  explicit TwoNodes(uint32_t min_nodes = 1, uint32_t max_nodes = 2)
+      : TwoNodes(JobOn(min_nodes, max_nodes)) {}
+  explicit TwoNodes(const JobSpec& spec) {
     JoinAt("n1");
     JoinAt("n2");
     EXPECT_TRUE(Do(JobSubmitted{spec, "auto"}).ok());
@@ -21,6 +21,11 @@ struct TwoNodes : ClusterFixture {
     EXPECT_TRUE(Restore("a").ok());
     AllReady("a");
     EXPECT_EQ(Status("a").state(), RUNNING);
+  }
+  static JobSpec JobOn(uint32_t min_nodes, uint32_t max_nodes) {
+    JobSpec spec = SmallJob("a", min_nodes, max_nodes, 1);
+    spec.mutable_checkpoint()->set_every_steps(50);
+    return spec;
   }
   void JoinAt(const std::string& agent, uint64_t running = 0) {
     AgentRegistration registration;
@@ -276,6 +281,132 @@ TEST(ClusterElastic, NodeWithManyFailuresIsCordonedForAWhile) {
   EXPECT_FALSE(book.WhyNot("n1", c.now + absl::Seconds(10)));
   for (int i = 0; i < 2; ++i) EXPECT_FALSE(book.Blame("n1", c.now));
   EXPECT_EQ(book.Blame("n1", c.now), absl::Seconds(20));
+}
+
+// Two nodes train with a load that is far from even; each step takes ten seconds.
+struct Unbalanced : TwoNodes {
+  using TwoNodes::TwoNodes;
+  void Train(uint64_t step) {
+    for (uint32_t r = 0; r < 2; ++r) {
+      StepReport report;
+      *report.mutable_worker() = Worker("a", r);
+      report.set_step(step);
+      report.set_phase("step");
+      if (r == 0) {
+        report.mutable_metrics()->set_step(step);
+        report.mutable_metrics()->set_generation(Status("a").generation());
+        report.mutable_metrics()->set_seconds(10);
+      }
+      EXPECT_TRUE(Do(StepReported{report}).ok());
+    }
+    for (uint32_t r = 0; r < 2; ++r) {
+      SnapshotReport report;
+      *report.mutable_worker() = Worker("a", r);
+      report.set_step(step);
+      report.set_buffer(static_cast<uint32_t>(step % 2));
+      if (r == 0) *report.mutable_state() = StateAt(step);
+      EXPECT_TRUE(Do(SnapshotReported{report}).ok());
+    }
+    Live(absl::Seconds(10));
+  }
+  // Experts 0, 1 and 2, which lie on rank 0, take most.
+  TrainingState StateAt(uint64_t step) const {
+    const RankTable& table = *state.rank_table("a");
+    TrainingState training;
+    training.set_step(step);
+    for (uint32_t layer = 0; layer < 2; ++layer) {
+      LayerLoad* load = training.add_expert_load();
+      load->set_layer(layer);
+      for (const double taken : {30, 30, 30, 5, 5, 5}) load->add_tokens(taken);
+    }
+    StoredPlacement* stored = training.mutable_placement();
+    stored->set_ranks(2);
+    stored->set_expert_size(2);
+    stored->set_ranks_per_node(1);
+    for (const ExpertHolders& holders : table.placement()) {
+      stored->add_holders(static_cast<uint32_t>(holders.ranks_size()));
+      for (const auto rank : holders.ranks()) stored->add_holders(static_cast<uint32_t>(rank));
+    }
+    return training;
+  }
+  std::vector<int> Held(uint32_t rank) const {  // experts of the first layer
+    std::vector<int> experts;
+    for (const ExpertHolders& holders : state.rank_table("a")->placement()) {
+      if (holders.layer() == 0 && holders.ranks(0) == rank) {
+        experts.push_back(static_cast<int>(holders.expert()));
+      }
+    }
+    return experts;
+  }
+  void StopWhereAsked(uint64_t step) {
+    for (uint32_t r = 0; r < 2; ++r) {
+      StepReport report;
+      *report.mutable_worker() = Worker("a", r);
+      report.set_step(step);
+      report.set_phase("stopped");
+      EXPECT_TRUE(Do(StepReported{report}).ok());
+    }
+    EXPECT_TRUE(End("a", "n1", 75).ok());
+    EXPECT_TRUE(End("a", "n2", 75).ok());
+  }
+  int Notes(const std::string& start) const {
+    int notes = 0;
+    for (const Action& action : actions) {
+      const PublishEvent* event = std::get_if<PublishEvent>(&action);
+      notes += event != nullptr && event->event.note().starts_with(start);
+    }
+    return notes;
+  }
+};
+
+TEST(Rebalance, ExpertsOfARunningJobMoveOnceTheirLoadHasBeenUnevenForLong) {
+  Unbalanced cluster;
+  EXPECT_EQ(cluster.Held(0), (std::vector<int>{0, 1, 2}));
+  uint64_t step = 0;
+  while (cluster.Status("a").state() == RUNNING && step < 20) cluster.Train(++step);
+  // A minute after the first snapshot was there, and not before.
+  EXPECT_EQ(step, 7u);
+  ASSERT_EQ(cluster.Status("a").state(), DRAINING);
+  EXPECT_THAT(cluster.Status("a").reason(), HasSubstr("to move experts: for 1m"));
+  EXPECT_THAT(cluster.Status("a").reason(), HasSubstr("1.71 of the mean"));
+
+  cluster.StopWhereAsked(step);
+  ASSERT_EQ(cluster.Status("a").state(), STARTING) << cluster.Status("a").reason();
+  EXPECT_EQ(cluster.Status("a").restarts(), 0u);
+  EXPECT_EQ(cluster.Status("a").resizes(), 1u);
+  EXPECT_EQ(cluster.Notes("experts moved"), 1);
+  const std::vector<int> held = cluster.Held(0);
+  EXPECT_LT(std::count_if(held.begin(), held.end(), [](int e) { return e < 3; }), 3);
+
+  // The load stays what it is: they stay where they are.
+  cluster.AllReady("a");
+  while (cluster.Status("a").state() == RUNNING && step < 99) cluster.Train(++step);
+  EXPECT_EQ(step, 99u);
+  EXPECT_EQ(cluster.Status("a").generation(), 2u);
+}
+
+TEST(Rebalance, NotWhereTheJobForbidsItOrLittleIsLeft) {
+  for (const bool forbidden : {true, false}) {
+    JobSpec spec = TwoNodes::JobOn(2, 2);
+    if (forbidden) spec.mutable_elastic()->set_rebalance_ratio(0);
+    if (!forbidden) spec.mutable_train()->set_steps(8);  // as many as the wait takes
+    Unbalanced cluster(spec);
+    for (uint64_t step = 1; step < (forbidden ? 40 : 8); ++step) {
+      cluster.Train(step);
+      EXPECT_EQ(cluster.Status("a").state(), RUNNING) << step;
+    }
+  }
+}
+
+TEST(Rebalance, ARestartAfterAFailureKeepsExpertsWhereTheyWere) {
+  Unbalanced cluster;
+  cluster.Train(1);
+  EXPECT_TRUE(cluster.End("a", "n1", 139, "rank 0 was killed").ok());
+  EXPECT_TRUE(cluster.End("a", "n2", 139).ok());
+  cluster.Live(absl::Seconds(1));
+  ASSERT_EQ(cluster.Status("a").generation(), 2u);
+  EXPECT_EQ(cluster.Held(0), (std::vector<int>{0, 1, 2}));
+  EXPECT_EQ(cluster.Notes("experts moved"), 0);
 }
 
 TEST(Stragglers, SlowRankIsNamedAfterFiveSteps) {

@@ -10,6 +10,7 @@
 #include "scheduler/state/planner.h"
 #include "tests/scheduler/state/cluster_fixture.h"
 #include "trainer/catalog/expert_state.h"
+#include "trainer/catalog/sizing.h"
 
 namespace moesaic {
 namespace {
@@ -57,7 +58,7 @@ World RandomWorld(Dice& dice) {
   world.spec.mutable_train()->set_global_batch(dice(1, 40));
   if (dice.Chance(3)) world.spec.mutable_parallel()->set_expert(dice(1, experts));
   if (dice.Chance(2)) world.spec.mutable_parallel()->set_expert_copies(dice(0, 2));
-  const uint64_t memory = dice.Chance(2) ? uint64_t{dice(1, 64)} << 20 : 0;
+  const uint64_t memory = dice.Chance(2) ? uint64_t{dice(1, 64)} << dice(14, 20) : 0;
   for (uint32_t i = dice(0, 9); i > 0; --i) {
     const uint32_t has = dice.Chance(6) ? dice(0, slots) : slots + dice(0, 1);
     world.nodes.push_back({"n" + std::to_string(i), has, has, memory});
@@ -82,14 +83,48 @@ World RandomWorld(Dice& dice) {
   return world;
 }
 
-// The best number of nodes; 0: none is legal.
+// Whether ranks on so many nodes fit into memory, experts placed evenly.
+bool Fits(const World& world, uint32_t nodes) {
+  const uint64_t memory = world.nodes.empty() ? 0 : world.nodes[0].memory_bytes;
+  if (memory == 0) return true;
+  const uint32_t slots = world.spec.elastic().slots_per_node();
+  const uint32_t degree = *ExpertDegree(world.spec, nodes * slots);
+  std::vector<RankPlace> places;
+  for (uint32_t r = 0; r < nodes * slots; ++r) {
+    places.push_back({.rank = static_cast<int>(r),
+                      .node = "n" + std::to_string(r / slots),
+                      .local_rank = static_cast<int>(r % slots),
+                      .data = static_cast<int>(r),
+                      .expert_group = static_cast<int>(r / degree),
+                      .expert = static_cast<int>(r % degree)});
+  }
+  const Mesh mesh = *Mesh::Create(places);
+  const ExpertPlacement placement =
+      ExpertPlacement::Even(mesh, ExpertsOfLayers(world.spec.model()));
+  const ParameterCatalog catalog = *ParameterCatalog::Build(world.spec);
+  const ExpertLoad load =
+      world.restored ? RecordedLoad(world.spec.model(), *world.restored) : ExpertLoad();
+  const JobSize size = SizeJob({.spec = &world.spec,
+                                .catalog = &catalog,
+                                .mesh = &mesh,
+                                .placement = &placement,
+                                .load = &load});
+  return std::all_of(size.nodes.begin(), size.nodes.end(), [&](const NodeMemory& node) {
+    return static_cast<double>(node.most()) <= 0.9 * static_cast<double>(memory);
+  });
+}
+
+bool IsLegal(const World& world, uint32_t nodes) {
+  return ExpertDegree(world.spec, nodes * world.spec.elastic().slots_per_node()).has_value();
+}
+
+// The best number of nodes; 0: none is legal and has the memory.
 uint32_t BestCount(const World& world, uint32_t usable) {
   const uint32_t slots = world.spec.elastic().slots_per_node();
   uint32_t best = 0;
   int64_t fewest = 0;
   for (uint32_t n = world.spec.elastic().nodes().min(); n <= usable; ++n) {
-    const ParallelSpec& parallel = world.spec.parallel();
-    if (parallel.has_expert() && n * slots % parallel.expert() != 0) continue;
+    if (!IsLegal(world, n) || !Fits(world, n)) continue;
     const int64_t rounds =
         MicroBatchPlan{world.spec.train().global_batch(), static_cast<int>(n * slots)}.rounds();
     if (best == 0 || rounds < fewest) {
@@ -165,7 +200,7 @@ void ExpectPlacesAreKept(const World& world, const GenerationPlan& plan) {
 }
 
 TEST(PlannerProperty, HoldsForRandomJobsAndClusters) {
-  int planned = 0, refused = 0, spares = 0, by_load = 0;
+  int planned = 0, refused = 0, spares = 0, by_load = 0, short_of_memory = 0, passed_over = 0;
   for (unsigned seed = 1; seed <= 3000; ++seed) {
     SCOPED_TRACE(::testing::Message() << "seed " << seed);
     Dice dice(seed);
@@ -182,9 +217,16 @@ TEST(PlannerProperty, HoldsForRandomJobsAndClusters) {
       ++refused;
       continue;
     }
-    const uint32_t best = BestCount(world, std::min(fit, spec.elastic().nodes().max()));
+    const uint32_t usable = std::min(fit, spec.elastic().nodes().max());
+    const uint32_t best = BestCount(world, usable);
     if (best == 0) {
-      EXPECT_TRUE(absl::IsInvalidArgument(plan.status())) << plan.status();
+      bool legal = false;
+      for (uint32_t n = spec.elastic().nodes().min(); n <= usable; ++n) {
+        legal = legal || IsLegal(world, n);
+      }
+      EXPECT_EQ(absl::IsInvalidArgument(plan.status()), !legal) << plan.status();
+      EXPECT_EQ(absl::IsFailedPrecondition(plan.status()), legal) << plan.status();
+      short_of_memory += legal;
       ++refused;
       continue;
     }
@@ -194,6 +236,7 @@ TEST(PlannerProperty, HoldsForRandomJobsAndClusters) {
     EXPECT_EQ(plan->nodes.size() + plan->spares.size(), world.nodes.size());
     for (const SpareNode& spare : plan->spares) EXPECT_FALSE(spare.reason.empty());
     spares += !plan->spares.empty();
+    passed_over += plan->reason.find("has the memory") != std::string::npos;
     by_load += plan->reason.find("by recorded load") != std::string::npos;
     ExpectExpertsAreHeld(world, *plan);
     ExpectPlacesAreKept(world, *plan);
@@ -210,6 +253,8 @@ TEST(PlannerProperty, HoldsForRandomJobsAndClusters) {
   EXPECT_GT(refused, 300);
   EXPECT_GT(spares, 300);
   EXPECT_GT(by_load, 100);
+  EXPECT_GT(short_of_memory, 10);
+  EXPECT_GT(passed_over, 3);
 }
 
 // More nodes never make a step take more rounds.

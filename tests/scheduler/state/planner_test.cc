@@ -158,6 +158,82 @@ TEST(Planner, CopiesLetEveryExpertSurviveANode) {
   EXPECT_TRUE(plan->placement.SurvivesAnyNode(plan->mesh));
 }
 
+TEST(Planner, ExpertsMoveWhereTheShapeStaysWhenAskedTo) {
+  const JobSpec spec = SmallJob("a", 1, 2, 1);
+  const std::vector<PlanNode> two = {{"n1", 1, 1}, {"n2", 1, 1}};
+  const auto first = PlanGeneration({.spec = &spec, .nodes = two});
+  ASSERT_TRUE(first.ok()) << first.status();
+  const TrainingState state = StateAfter(spec, *first);
+  const auto stay = PlanGeneration({.spec = &spec, .nodes = two, .restored = &state});
+  const auto move =
+      PlanGeneration({.spec = &spec, .nodes = two, .restored = &state, .move_experts = true});
+  ASSERT_TRUE(stay.ok() && move.ok());
+  EXPECT_TRUE(stay->kept_placement);
+  EXPECT_FALSE(move->kept_placement);
+  EXPECT_NEAR(stay->imbalance, 106.0 / 62, 1e-9);
+  EXPECT_LT(move->imbalance, 1.1);
+}
+
+// A job whose experts are nearly all of its memory, and what one rank of a layout needs.
+JobSpec JobOfExperts() {
+  JobSpec spec = SmallJob("a", 1, 16, 1);
+  spec.mutable_model()->mutable_moe()->set_experts(8);
+  spec.mutable_model()->mutable_moe()->set_expert_width(4096);
+  spec.mutable_train()->set_global_batch(110);
+  return spec;
+}
+std::vector<PlanNode> NodesOf(int count, uint64_t memory_mib) {
+  std::vector<PlanNode> nodes;
+  for (int i = 0; i < count; ++i) {
+    nodes.push_back({"n" + std::string(1, static_cast<char>('a' + i)), 1, 1, memory_mib << 20});
+  }
+  return nodes;
+}
+
+TEST(Planner, APrimeNumberOfRanksSharesTheExpertsWhereThereAreAsMany) {
+  const auto plan = Plan(JobOfExperts(), NodesOf(7, 0));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->mesh.expert_size(), 7);  // eight experts on seven ranks
+}
+
+TEST(Planner, ElevenRanksHoldAllExpertsEachAndThePlanSaysWhy) {
+  const auto plan = Plan(JobOfExperts(), NodesOf(11, 0));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->mesh.size(), 11);
+  EXPECT_EQ(plan->mesh.expert_size(), 1);
+  EXPECT_NE(plan->reason.find("every rank holds all 8 experts, because 11 ranks have no divisor "
+                              "from 2 to 8"),
+            std::string::npos)
+      << plan->reason;
+}
+
+TEST(Planner, TooLittleMemoryForAllExpertsLeavesANodeSpareForALargerDegree) {
+  const auto plan = Plan(JobOfExperts(), NodesOf(11, 64));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->mesh.size(), 10);
+  EXPECT_EQ(plan->mesh.expert_size(), 5);
+  ASSERT_EQ(plan->spares.size(), 1u);
+  EXPECT_NE(plan->spares[0].reason.find("on 11 nodes, with expert degree 1, n"), std::string::npos)
+      << plan->spares[0].reason;
+  EXPECT_NE(plan->spares[0].reason.find("MiB"), std::string::npos);
+  EXPECT_NE(plan->reason.find("has the memory"), std::string::npos) << plan->reason;
+}
+
+TEST(Planner, RefusesWithTheNumbersWhereNoDegreeFits) {
+  JobSpec spec = JobOfExperts();
+  auto plan = Plan(spec, NodesOf(3, 8));
+  EXPECT_TRUE(absl::IsFailedPrecondition(plan.status())) << plan.status();
+  for (const char* part : {"too little memory", "on 3 nodes, with expert degree 3", "would need about",
+                           "may use 7 MiB", "more nodes"}) {
+    EXPECT_NE(plan.status().message().find(part), std::string::npos) << plan.status();
+  }
+  // A degree that is asked for is not changed.
+  spec.mutable_parallel()->set_expert(1);
+  plan = Plan(spec, NodesOf(10, 64));
+  EXPECT_TRUE(absl::IsFailedPrecondition(plan.status())) << plan.status();
+  EXPECT_NE(plan.status().message().find("a larger parallel.expert"), std::string::npos);
+}
+
 TEST(Planner, RankTableHasEveryExpertOfEveryLayer) {
   const JobSpec spec = SmallJob("a", 1, 1, 4);
   const auto plan = Plan(spec, {{"n1", 4, 4}}, 3);

@@ -146,6 +146,7 @@ void ClusterModel::Do(const Action& action) {
                       std::is_same_v<T, AnswerReady>) {
           this->Do(a);
         } else if constexpr (std::is_same_v<T, PublishEvent>) {
+          moves_ += a.event.note().starts_with("experts moved");
           if (talks_ && a.event.has_note()) Log("  {}: {}", a.job, a.event.note());
           if (talks_ && a.event.has_status()) {
             Log("  {}: {} {}", a.job, JobState_Name(a.event.status().state()),

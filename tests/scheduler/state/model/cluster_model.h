@@ -28,6 +28,7 @@ class ClusterModel {
   std::string Run();
   const std::vector<std::string>& log() const { return log_; }
   uint64_t events() const { return events_; }
+  uint64_t moves() const { return moves_; }  // of experts
 
  private:
   struct Held {
@@ -85,6 +86,7 @@ class ClusterModel {
     uint64_t step = 0;
     uint64_t content = 0;
     uint64_t last_step = 0, every = 0, memory_every = 0;
+    StoredPlacement placement;        // where its experts lie
     std::optional<uint64_t> to_copy;  // ranks that have no snapshot of this step yet:
     std::set<uint32_t> copying;
     bool stopping = false;
@@ -167,6 +169,7 @@ class ClusterModel {
   void CopyAll(const GenerationPtr& generation);
   bool Copy(Generation* generation, uint32_t rank);
   void Settle(Generation* generation, uint32_t rank);
+  void AddLoad(const Generation& generation, TrainingState* state);
   bool NoBuffer(Generation* generation, uint32_t rank);
   void Report(const GenerationPtr& generation, uint32_t rank, const std::string& phase);
   void SayReports(const GenerationPtr& generation, uint32_t rank);
@@ -204,6 +207,7 @@ class ClusterModel {
   std::vector<std::string> log_;
   std::string broken_;
   uint64_t events_ = 0;
+  uint64_t moves_ = 0;
 
   ClusterOptions options_;
   std::unique_ptr<ClusterState> state_;  // null: the coordinator is dead

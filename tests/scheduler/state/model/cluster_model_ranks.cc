@@ -5,6 +5,24 @@
 #include "tests/scheduler/state/model/model_log.h"
 
 namespace moesaic {
+namespace {
+
+// As a rank stores it. Nodes have one rank each.
+StoredPlacement PlacementOf(const RankTable& table) {
+  StoredPlacement stored;
+  stored.set_ranks(static_cast<uint32_t>(table.ranks_size()));
+  stored.set_ranks_per_node(1);
+  int degree = 1;
+  for (const RankEntry& rank : table.ranks()) degree = std::max(degree, static_cast<int>(rank.expert()) + 1);
+  stored.set_expert_size(static_cast<uint32_t>(degree));
+  for (const ExpertHolders& holders : table.placement()) {
+    stored.add_holders(static_cast<uint32_t>(holders.ranks_size()));
+    for (const auto rank : holders.ranks()) stored.add_holders(static_cast<uint32_t>(rank));
+  }
+  return stored;
+}
+
+}  // namespace
 
 WorkerIdentity ClusterModel::Identity(const Generation& generation, uint32_t rank) const {
   WorkerIdentity worker;
@@ -78,6 +96,7 @@ void ClusterModel::AskTable(const GenerationPtr& generation, uint32_t rank) {
         asker.arena = table.ranks(static_cast<int>(rank)).arena_path();
         if (generation->restore == nullptr) {
           generation->restore = std::make_shared<RestoreSources>(table.restore());
+          generation->placement = PlacementOf(table);
           generation->last_step = table.spec().train().steps();
           generation->every = table.spec().checkpoint().every_steps();
           generation->memory_every = table.spec().checkpoint().memory_every_steps();
@@ -238,6 +257,19 @@ void ClusterModel::Settle(Generation* generation, uint32_t rank) {
   }
 }
 
+// One expert takes most; which one changes from time to time.
+void ClusterModel::AddLoad(const Generation& generation, TrainingState* state) {
+  const ModelSpec& model = jobs_[generation.job].spec.model();
+  for (uint32_t layer = 0; layer < model.layers(); ++layer) {
+    LayerLoad* load = state->add_expert_load();
+    load->set_layer(layer);
+    for (uint32_t expert = 0; expert < model.moe().experts(); ++expert) load->add_tokens(1);
+    const auto hot = static_cast<int>((state->step() / 6) % model.moe().experts());
+    load->set_tokens(hot, 4);
+    load->set_tokens((hot + 1) % load->tokens_size(), 4);
+  }
+}
+
 bool ClusterModel::NoBuffer(Generation* generation, uint32_t rank) {
   Settle(generation, rank);
   return generation->ranks[rank].buffers[0] && generation->ranks[rank].buffers[1];
@@ -255,6 +287,8 @@ bool ClusterModel::Copy(Generation* generation, uint32_t rank) {
   if (rank == 0) {
     report.mutable_state()->set_step(report.step());
     report.mutable_state()->set_samples(generation->content);
+    *report.mutable_state()->mutable_placement() = generation->placement;
+    AddLoad(*generation, report.mutable_state());
   }
   Held held;
   held.content = generation->content;
@@ -290,7 +324,7 @@ void ClusterModel::Report(const GenerationPtr& generation, uint32_t rank,
     if (rank == 0 && phase == "step") {
       event.report.mutable_metrics()->set_step(step);
       event.report.mutable_metrics()->set_generation(generation->number);
-      event.report.mutable_metrics()->set_seconds(0.2);
+      event.report.mutable_metrics()->set_seconds(10);  // so that a pause is worth a better balance
       event.report.mutable_metrics()->set_tokens(10);
     }
     const absl::Status status = Handle(event, true);

@@ -29,17 +29,22 @@ void Check(uint64_t first, uint64_t histories) {
     Tell(seed);
     return;
   }
-  uint64_t events = 0;
+  uint64_t events = 0, moves = 0;
   for (uint64_t seed = first; seed < first + histories; ++seed) {
     ClusterModel model(seed, false);
     const bool whole = model.Run().empty();
     events += model.events();
+    moves += model.moves();
     if (!whole) {
       Tell(seed);
       return;
     }
   }
-  std::cout << histories << " histories, " << events << " events\n";
+  std::cout << histories << " histories, " << events << " events, experts moved " << moves
+            << " times\n";
+  if (histories >= 1000) {
+    EXPECT_GT(moves, histories / 100);
+  }
 }
 
 TEST(ClusterModel, M1M2M5C7C11HoldInManyHistories) {
