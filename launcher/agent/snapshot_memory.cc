@@ -10,6 +10,7 @@
 #include <cstring>
 #include <filesystem>
 #include <system_error>
+#include <utility>
 
 #include "absl/strings/match.h"
 #include "scheduler/client/random_token.h"
@@ -251,6 +252,14 @@ void SnapshotMemory::Keep(const KeepSnapshots& keep, uint64_t running) const {
       return kept.generation() == index.generation() && kept.step() == index.state().step();
     });
   };
+  std::pair<uint64_t, uint64_t> newest;
+  for (const KeepSnapshots::Kept& kept : keep.kept()) {
+    newest = std::max(newest, std::pair(kept.generation(), kept.step()));
+  }
+  // Ranks may have made it since the list was: a command may come late.
+  const auto is_newer = [&](const SnapshotIndex& index) {
+    return std::pair(index.generation(), index.state().step()) > newest;
+  };
   const std::string folder = JobFolder(keep.job());
   const std::string running_prefix = fmt::format("{}/g{}-r", folder, running);
   for (const std::string& from : {folder, folder + "/" + kCopies}) {
@@ -258,6 +267,7 @@ void SnapshotMemory::Keep(const KeepSnapshots& keep, uint64_t running) const {
       if (absl::EndsWith(path, kUnfinished) || absl::StartsWith(path, running_prefix)) continue;
       const auto reader = SnapshotReader::Open(path);
       if (reader.ok() && needed((*reader)->index())) continue;
+      if (reader.ok() && from == folder && is_newer((*reader)->index())) continue;
       unlink(path.c_str());  // not needed, or left half-written by a rank that died
     }
   }

@@ -53,7 +53,8 @@ class SnapshotMemory {
                                                       std::shared_ptr<SnapshotPeer> peer) const;
 
   // Removes the job's snapshots that are not in the list, except those of `running`, the generation
-  // that runs here (0: none).
+  // that runs here (0: none), and own ones that are newer than all of the list: ranks may have made
+  // them after it, the last ones of a generation that has stopped above all.
   void Keep(const KeepSnapshots& keep, uint64_t running) const;
 
   // Forgets the tokens of the job, whose files the caller removes.

@@ -246,6 +246,13 @@ TEST_F(SnapshotMemoryTest, C11_KeepsWhatIsAskedForAndTheBuffersOfWhatRuns) {
   EXPECT_THAT(Names(a_), ElementsAre("g3-r0.0", "g3-r0.1"));
   a_.Keep(keep, /*running=*/4);
   EXPECT_THAT(Names(a_), ElementsAre("g3-r0.1"));
+  // The ranks stop at step 30; a list from before that comes late.
+  Write(0, 30, 0);
+  a_.Keep(keep, /*running=*/0);
+  EXPECT_THAT(Names(a_), ElementsAre("g3-r0.0", "g3-r0.1"));
+  keep.mutable_kept(0)->set_step(30);
+  a_.Keep(keep, /*running=*/0);
+  EXPECT_THAT(Names(a_), ElementsAre("g3-r0.0"));
   Write(1, 20, 0, /*finish=*/false);  // its rank died
   a_.Keep(keep, 0);
   EXPECT_FALSE(std::filesystem::exists(root_ + "/a/j/g3-r1.0"));

@@ -280,10 +280,17 @@ void ClusterModel::Replicate(Agent* agent, const ReplicateSnapshot& replicate) {
 
 void ClusterModel::Keep(Agent* agent, const KeepSnapshots& keep) {
   const bool runs = agent->running_job == keep.job() && agent->running != 0;
+  std::pair<uint64_t, uint64_t> newest;
+  for (const auto& kept : keep.kept()) {
+    newest = std::max(newest, std::pair<uint64_t, uint64_t>(kept.generation(), kept.step()));
+  }
   std::erase_if(agent->memory, [&](const auto& entry) {
     const HeldSnapshot& held = entry.second.held;
     if (held.job() != keep.job()) return false;
     if (runs && held.generation() == agent->running && !held.copy()) return false;
+    if (!held.copy() && std::pair<uint64_t, uint64_t>(held.generation(), held.step()) > newest) {
+      return false;
+    }
     return std::none_of(keep.kept().begin(), keep.kept().end(), [&](const auto& kept) {
       return kept.generation() == held.generation() && kept.step() == held.step();
     });

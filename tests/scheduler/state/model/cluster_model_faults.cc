@@ -39,7 +39,7 @@ void ClusterModel::PlanFaults() {
     spec.mutable_train()->set_steps(8 + chance_.Below(17));
     spec.mutable_checkpoint()->set_every_steps(2 + chance_.Below(6));
     spec.mutable_checkpoint()->set_memory_every_steps(1 + chance_.Below(4));
-    if (chance_.OneIn(2)) {
+    if (spec.train().steps() % 2 == 0) {
       spec.mutable_elastic()->set_rebalance_ratio(1.05);
       spec.mutable_elastic()->set_rebalance_after(0.3);
     }
