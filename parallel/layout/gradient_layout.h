@@ -1,5 +1,6 @@
-// How sums of gradients are cut and who computes them: pure functions of the list of parameters, for
-// those who sum (parallel/data) and those who predict memory and traffic (trainer/catalog/sizing).
+// How sums of gradients are cut and who computes them: pure functions of the list of parameters,
+// for those who sum (parallel/data) and those who predict memory and traffic
+// (trainer/catalog/sizing).
 #pragma once
 
 #include <cstdint>

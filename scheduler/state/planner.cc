@@ -169,10 +169,10 @@ std::string MissingMemory(const PlanInput& input, const std::vector<PlanNode>& n
       continue;
     }
     constexpr double kMiB = 1 << 20;
-    return fmt::format("{} would need about {:.0f} MiB and may use {:.0f} MiB ({:.0f}% of what it has)",
-                       nodes[i].id, static_cast<double>(most) / kMiB,
-                       kUsableMemory * static_cast<double>(nodes[i].memory_bytes) / kMiB,
-                       100 * kUsableMemory);
+    return fmt::format(
+        "{} would need about {:.0f} MiB and may use {:.0f} MiB ({:.0f}% of what it has)",
+        nodes[i].id, static_cast<double>(most) / kMiB,
+        kUsableMemory * static_cast<double>(nodes[i].memory_bytes) / kMiB, 100 * kUsableMemory);
   }
   return "";
 }

@@ -77,7 +77,8 @@ absl::StatusOr<GenerationPlan> PlanGeneration(const PlanInput& input);
 
 // The expert degree of so many ranks: parallel.expert; where it is auto, the largest divisor of the
 // ranks that is at most the experts of a layer, because the more ranks share a copy of the experts,
-// the less memory each needs. 1 without experts. Nothing where parallel.expert does not divide them.
+// the less memory each needs. 1 without experts. Nothing where parallel.expert does not divide
+// them.
 std::optional<uint32_t> ExpertDegree(const JobSpec& spec, uint32_t ranks);
 
 // Where experts go on a mesh, and why.

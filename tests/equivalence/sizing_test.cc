@@ -307,7 +307,8 @@ TEST_P(SizingTest, EveryChosenRowIsMovedFourTimes) {
     if (sent == rank.first_step.to.end()) continue;
     moved = std::accumulate(sent->second.begin(), sent->second.end(), moved);
   }
-  EXPECT_EQ(static_cast<double>(moved), 4 * chosen * spec_.model().hidden() * (GetParam().bf16 ? 2 : 4));
+  const int row = static_cast<int>(spec_.model().hidden()) * (GetParam().bf16 ? 2 : 4);
+  EXPECT_EQ(static_cast<double>(moved), 4 * chosen * row);
 }
 
 // Rows that ranks receive to compute, over the mean: as expected from the load, exactly where one

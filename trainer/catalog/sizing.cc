@@ -35,6 +35,7 @@ class Sizer {
         compute_bytes_(spec_.train().precision() == BF16 ? 2 : kFloat),
         has_moments_(spec_.train().optimizer().has_adamw()) {
     size_.ranks.resize(mesh_.size());
+    for (int rank = 0; rank < mesh_.size(); ++rank) ++ranks_on_[mesh_.place(rank).node];
   }
 
   JobSize Run() {
@@ -349,11 +350,13 @@ class Sizer {
     if (mesh_.place(from).node != mesh_.place(to).node) size_.traffic.between_nodes += bytes;
   }
   void SendToAll(int from, double bytes, double* kind) {
-    for (int to = 0; to < mesh_.size(); ++to) Send(from, to, bytes, kind);
+    *kind += bytes * (mesh_.size() - 1);
+    const int here = ranks_on_.at(mesh_.place(from).node);
+    size_.traffic.between_nodes += bytes * (mesh_.size() - here);
   }
   void AllReduce(double bytes, double* kind) {
     for (int from = 0; from < mesh_.size(); ++from) {
-      for (int to = 0; to < mesh_.size(); ++to) Send(from, to, 2 * bytes / mesh_.size(), kind);
+      SendToAll(from, 2 * bytes / mesh_.size(), kind);
     }
   }
 
@@ -364,6 +367,7 @@ class Sizer {
   const MicroBatchPlan plan_;
   const int64_t compute_bytes_;
   const bool has_moments_;
+  std::map<std::string, int> ranks_on_;  // by node
   JobSize size_;
 };
 

@@ -223,8 +223,8 @@ TEST(Planner, RefusesWithTheNumbersWhereNoDegreeFits) {
   JobSpec spec = JobOfExperts();
   auto plan = Plan(spec, NodesOf(3, 8));
   EXPECT_TRUE(absl::IsFailedPrecondition(plan.status())) << plan.status();
-  for (const char* part : {"too little memory", "on 3 nodes, with expert degree 3", "would need about",
-                           "may use 7 MiB", "more nodes"}) {
+  for (const char* part : {"too little memory", "on 3 nodes, with expert degree 3",
+                           "would need about", "may use 7 MiB", "more nodes"}) {
     EXPECT_NE(plan.status().message().find(part), std::string::npos) << plan.status();
   }
   // A degree that is asked for is not changed.

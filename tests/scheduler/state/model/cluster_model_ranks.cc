@@ -13,7 +13,9 @@ StoredPlacement PlacementOf(const RankTable& table) {
   stored.set_ranks(static_cast<uint32_t>(table.ranks_size()));
   stored.set_ranks_per_node(1);
   int degree = 1;
-  for (const RankEntry& rank : table.ranks()) degree = std::max(degree, static_cast<int>(rank.expert()) + 1);
+  for (const RankEntry& rank : table.ranks()) {
+    degree = std::max(degree, static_cast<int>(rank.expert()) + 1);
+  }
   stored.set_expert_size(static_cast<uint32_t>(degree));
   for (const ExpertHolders& holders : table.placement()) {
     stored.add_holders(static_cast<uint32_t>(holders.ranks_size()));
