@@ -10,8 +10,11 @@ void ChaosJudge::Injected(const PlannedFault& fault, absl::Time now) {
   costs_.push_back({fault.text, step_, generation_, std::nullopt, std::nullopt, 0});
   if (fault.fault.kind() == Fault::CORRUPT) ++corrupted_;
   open_ = OpenFault{now, now + absl::Seconds(fault.fault.seconds())};
-  // A hang without an end, or a death: only a new generation is a recovery.
-  open_->lasting_hang = fault.target.kind == ChaosTarget::kRank && fault.fault.seconds() == 0;
+  // The death of ranks, or a hang without an end.
+  open_->needs_generation =
+      fault.fault.seconds() == 0 &&
+      (fault.target.kind == ChaosTarget::kRank ||
+       (fault.target.kind == ChaosTarget::kNode && nodes_.contains(fault.target.node)));
 }
 
 void ChaosJudge::Withdraw() {
@@ -37,6 +40,10 @@ void ChaosJudge::TakeStatus(const JobStatus& status, absl::Time now) {
   generation_ = std::max(generation_, status.generation());
   committed_ = status.committed_step();
   ranks_ = status.ranks();
+  nodes_.clear();
+  for (const JobNode& node : status.nodes()) {
+    if (!node.spare()) nodes_.insert(node.node());
+  }
   if (open_ && !costs_.back().detected && status.state() != RUNNING) {
     costs_.back().detected = now - open_->injected;
   }
@@ -53,7 +60,7 @@ void ChaosJudge::TakeStep(const StepMetrics& step, absl::Time now) {
   if (open_) {
     FaultCost& cost = costs_.back();
     const bool restarted = step.generation() > cost.generation;
-    if (restarted || (!open_->lasting_hang && now >= open_->over && step.step() > cost.step)) {
+    if (restarted || (!open_->needs_generation && now >= open_->over && step.step() > cost.step)) {
       cost.training_again = now - open_->injected;
       if (step.step() <= step_) cost.steps_lost = step_ - step.step() + 1;
       open_.reset();

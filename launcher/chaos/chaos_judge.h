@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,7 @@ class ChaosJudge {
  public:
   explicit ChaosJudge(absl::Duration recover_within) : recover_within_(recover_within) {}
 
+  // A node as target has its name.
   void Injected(const PlannedFault& fault, absl::Time now);
   // The newest fault did not take place after all.
   void Withdraw();
@@ -52,7 +54,7 @@ class ChaosJudge {
   struct OpenFault {
     absl::Time injected;
     absl::Time over;  // of one that lasts; the others are over at once
-    bool lasting_hang = false;
+    bool needs_generation = false;  // only a new generation is a recovery
   };
 
   void TakeStatus(const JobStatus& status, absl::Time now);
@@ -64,6 +66,7 @@ class ChaosJudge {
   uint64_t committed_ = 0;
   int corrupted_ = 0;  // checkpoints that were broken and may still be missed
   uint32_t ranks_ = 0;
+  std::set<std::string> nodes_;  // that the job computes on
   bool ended_ = false;
   std::optional<OpenFault> open_;
   std::vector<FaultCost> costs_;

@@ -139,10 +139,11 @@ class ChaosRun {
   }
 
   absl::Status Inject(std::deque<PlannedFault>* from) {
-    const PlannedFault fault = std::move(from->front());
+    PlannedFault fault = std::move(from->front());
     from->pop_front();
     const absl::StatusOr<InjectFaultRequest> request = RequestFor(fault);
     if (!request.ok()) return request.status();
+    fault.target.node = request->node();
     InjectFaultReply reply;
     judge_.Injected(fault, Now());
     const absl::Status status = client_.Call([&](grpc::ClientContext* context) {

@@ -235,13 +235,17 @@ void ClusterState::FinishFailed(Job* job, const Generation& ended) {
   Transition(job, WAITING, fmt::format("restarting after: {}", why));
 }
 
-// The node of the rank that failed first. A watchdog speaks for a victim: there, the suspect's.
+// The node of the rank that failed first. A watchdog speaks for a victim: there, the suspect's. What a
+// rank could not read is no fault of its node.
 void ClusterState::BlameFor(const Job& job, const Generation& ended) {
   if (ended.cause) {
     for (const std::string& node : ended.cause->blamed) Blame(node, ended.cause->text);
     return;
   }
-  if (!ended.exit_code || *ended.exit_code == 0 || *ended.exit_code == kWorkerPlanned) return;
+  if (!ended.exit_code) return;
+  for (const int code : {0, kWorkerPlanned, kWorkerSourceLost, kJobBadCheckpoint}) {
+    if (*ended.exit_code == code) return;
+  }
   std::optional<uint32_t> rank = ended.failed_rank;
   if (*ended.exit_code == kWorkerWatchdog) rank = static_cast<uint32_t>(Suspect(ended));
   if (rank && *rank < ended.ranks.size() && !FatalExit(job, ended)) {

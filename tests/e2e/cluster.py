@@ -46,13 +46,41 @@ class Events:
         self.process.stdout.close()
 
 
-class Cluster:
-    """The coordinator runs on this machine, at the address that the hosts reach it by."""
+class Supervisor:
+    """Starts a program again whenever it dies, until it is told to end."""
 
-    def __init__(self, test, hosts, agent_flags=()):
-        self.test, self.hosts, self.agent_flags = test, hosts, list(agent_flags)
+    def __init__(self, start, pause=0.3):
+        self.start, self.pause = start, pause
+        self.ending = False
+        self.process = start()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+
+    def _watch(self):
+        while True:
+            self.process.wait()
+            time.sleep(self.pause)
+            if self.ending:
+                return
+            self.process = self.start()
+
+    def end(self):
+        """Ends the program as its operator would."""
+        self.ending = True
+        while self.thread.is_alive():
+            if self.process.poll() is None:
+                self.process.send_signal(signal.SIGTERM)
+            self.thread.join(timeout=2)
+
+
+class Cluster:
+    """The coordinator runs on this machine, at the address that the hosts reach it by. Agents start the
+    worker that lies beside `program`."""
+
+    def __init__(self, test, hosts, agent_flags=(), program=PROGRAM, name="cluster"):
+        self.test, self.hosts, self.agent_flags, self.program = test, hosts, list(agent_flags), program
         self.environment = test.environment
-        self.folder = test.path(f"cluster-{hosts.prefix}")
+        self.folder = test.path(f"{name}-{hosts.prefix}")
         os.mkdir(self.folder)
         self.address = f"{hosts.address}:{PORT}"
         self.certs = os.path.join(self.folder, "certs")
@@ -65,25 +93,30 @@ class Cluster:
 
     # ---- Processes.
 
-    def start_coordinator(self, flags=()):
-        log = open(os.path.join(self.folder, "coordinator.log"), "ab")
-        self.coordinator = subprocess.Popen(
-            [PROGRAM, "coordinator", "--listen", self.address, "--dir",
-             os.path.join(self.folder, "state"), "--tls-dir", self.certs, *flags],
-            cwd=self.test.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        log.close()
+    def launch_coordinator(self, flags=(), environment=None):
+        with open(os.path.join(self.folder, "coordinator.log"), "ab") as log:
+            self.coordinator = subprocess.Popen(
+                [PROGRAM, "coordinator", "--listen", self.address, "--dir",
+                 os.path.join(self.folder, "state"), "--tls-dir", self.certs, *flags],
+                cwd=self.test.folder, env={**self.environment, **(environment or {})}, stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log)
+        return self.coordinator
+
+    def start_coordinator(self, flags=(), environment=None):
+        self.launch_coordinator(flags, environment)
         wait_until(lambda: self.verb("list").code == 0, "the coordinator to answer", 20, every=0.1)
 
     def kill_coordinator(self, number=signal.SIGKILL):
         self.coordinator.send_signal(number)
         self.coordinator.wait()
 
-    def start_agent(self, index, flags=()):
+    def start_agent(self, index, flags=(), environment=None):
         host = self.hosts[index]
         self.agents[index] = host.start(
-            PROGRAM, "agent", "--name", host.name, "--slots", "1", "--listen", f"{host.address}:0",
+            self.program, "agent", "--name", host.name, "--slots", "1", "--listen", f"{host.address}:0",
             *self.connection, *self.agent_flags, *flags, log="agent.log",
-            environment={"MOESAIC_LOG_LEVEL": "debug"})
+            environment={"MOESAIC_LOG_LEVEL": "debug", **(environment or {})})
+        return self.agents[index]
 
     def agent_pid(self, index):
         """Of the agent itself; the process that was started is what entered the host."""

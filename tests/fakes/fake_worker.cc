@@ -1,6 +1,12 @@
 // A worker without a model, for the tests of the scheduler and the agent. It trains nothing, but
 // does all else that a worker does: rank table, ready, progress, control word, snapshots, exit
-// codes.
+// codes. What it saves depends on object and step, and is checked when it starts from a checkpoint.
+//
+// "fake_worker check STEP_FOLDER" does only that: exit code 0, or 89.
+//
+// It keeps score in <run.dir>: "acknowledged" has the steps that it was told were committed; a
+// generation that starts from an older one says so in "lost", and so does one whose checkpoint holds
+// other bytes than were saved.
 //
 // It misbehaves as <run.dir>/faults says: lines "GENERATION RANK STEP FAULT", where FAULT is kill,
 // exit0, exit:<code>, hang or late (never ready; STEP does not matter).
@@ -11,26 +17,64 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iostream>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/numbers.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "scheduler/client/coordinator_client.h"
+#include "scheduler/client/credentials.h"
 #include "scheduler/client/random_token.h"
 #include "trainer/catalog/parameter_catalog.h"
+#include "trainer/checkpoint/format/checksum.h"
 #include "trainer/checkpoint/format/manifest.h"
+#include "trainer/checkpoint/format/object_reader.h"
 #include "trainer/checkpoint/format/snapshot_arena.h"
 
 namespace moesaic {
 namespace {
 
 constexpr absl::Duration kStepTime = absl::Milliseconds(20);
+
+std::vector<std::byte> Content(ObjectKind kind, const std::string& name, size_t size,
+                               uint64_t step) {
+  const std::string text = fmt::format("{} of {} at step {}", static_cast<int>(kind), name, step);
+  const uint64_t word = Xxh3Short(std::as_bytes(std::span<const char>(text)));
+  std::vector<std::byte> bytes(size);
+  for (size_t i = 0; i < size; ++i) bytes[i] = static_cast<std::byte>(word >> (8 * (i % 8)));
+  return bytes;
+}
+
+// The step of a checkpoint that holds what was saved.
+absl::StatusOr<uint64_t> CheckCheckpoint(const std::string& path) {
+  const auto folder = OpenCheckpoint(&FileSystem::System(), path);
+  if (!folder.ok()) return folder.status();
+  const auto manifest = ReadManifest(*folder->folder);
+  if (!manifest.ok()) return manifest.status();
+  const uint64_t step = manifest->state().step();
+  ObjectReader reader(folder->folder.get(), &*manifest);
+  for (const StoredObject& object : manifest->objects()) {
+    uint64_t elements = 1;
+    for (const uint64_t length : object.shape()) elements *= length;
+    std::vector<std::byte> bytes(elements * sizeof(float));
+    if (absl::Status read = reader.Read(object, 0, elements, bytes); !read.ok()) return read;
+    if (bytes != Content(object.kind(), object.name(), bytes.size(), step)) {
+      return absl::DataLossError(
+          fmt::format("{} of step {} is not what was saved", object.name(), step));
+    }
+  }
+  return step;
+}
 
 class FakeWorker {
  public:
@@ -44,6 +88,10 @@ class FakeWorker {
     if (!client_->StartProgress().ok()) return 1;
     Report("restore");
     if (const int code = Restore(); code != 0) return code;
+    if (step_ < NewestAcknowledged()) {
+      return Lose(fmt::format("generation {} starts from step {}, and step {} was acknowledged",
+                              table_.generation(), step_, NewestAcknowledged()));
+    }
     Misbehave("late");
     ReadyRequest ready;
     ready.set_binary_hash("fake");
@@ -65,12 +113,30 @@ class FakeWorker {
       step_ = table_.restore().step();  // from memory, or a new start
       return 0;
     }
-    const auto folder = OpenCheckpoint(&FileSystem::System(), table_.restore_path());
-    if (!folder.ok()) return Fail(folder.status(), 89);
-    const auto manifest = ReadManifest(*folder->folder);
-    if (!manifest.ok()) return Fail(manifest.status(), 89);
-    step_ = manifest->state().step();
+    const absl::StatusOr<uint64_t> step = CheckCheckpoint(table_.restore_path());
+    if (!step.ok()) return Lose(step.status().ToString());
+    step_ = *step;
     return 0;
+  }
+
+  uint64_t NewestAcknowledged() const {
+    std::ifstream file(table_.spec().run().dir() + "/acknowledged");
+    uint64_t newest = 0;
+    for (uint64_t step = 0; file >> step;) newest = std::max(newest, step);
+    return newest;
+  }
+
+  void KeepScore() {
+    const uint64_t committed = client_->LatestControl().committed_step();
+    if (rank_ != 0 || committed <= acknowledged_) return;
+    acknowledged_ = committed;
+    std::ofstream(table_.spec().run().dir() + "/acknowledged", std::ios::app) << committed << '\n';
+  }
+
+  int Lose(const std::string& what) const {
+    std::ofstream(table_.spec().run().dir() + "/lost", std::ios::app) << what << '\n';
+    std::cerr << what << '\n';
+    return 89;
   }
 
   int Train() {
@@ -83,6 +149,7 @@ class FakeWorker {
       MPI_Bcast(word, 2, MPI_INT, 0, MPI_COMM_WORLD);
       if (word[1] != 0) return 87;
       stop = word[0] != 0;
+      KeepScore();
       ++step_;
       Misbehave("");
       ReportStep();
@@ -133,7 +200,7 @@ class FakeWorker {
     client_->ReportSnapshot(report);
   }
 
-  // Rank 0 has all objects; the others have none.
+  // The ranks have the experts in turn, and the dense parameters.
   absl::Status WriteArena(uint32_t buffer) {
     SnapshotIndex index;
     index.set_job(table_.job());
@@ -144,21 +211,21 @@ class FakeWorker {
     index.mutable_state()->set_loss(10.0 / static_cast<double>(step_));
     const auto catalog = ParameterCatalog::Build(table_.spec());
     if (!catalog.ok()) return catalog.status();
-    if (rank_ == 0) {
-      for (const ParameterSpec& parameter : catalog->parameters()) {
-        for (const ObjectKind kind : {MASTER, ADAM_M, ADAM_V}) {
-          if (kind != MASTER && table_.spec().train().optimizer().has_sgd()) continue;
-          AddObject(parameter, kind, &index);
-        }
+    int dense = 0;
+    for (const ParameterSpec& parameter : catalog->parameters()) {
+      const int turn = parameter.expert >= 0 ? parameter.expert : dense++;
+      if (turn % table_.ranks_size() != rank_) continue;
+      for (const ObjectKind kind : {MASTER, ADAM_M, ADAM_V}) {
+        if (kind != MASTER && table_.spec().train().optimizer().has_sgd()) continue;
+        AddObject(parameter, kind, &index);
       }
     }
     const std::string path = table_.ranks(rank_).arena_path() + "." + std::to_string(buffer);
     auto writer = SnapshotWriter::Create(path, std::move(index));
     if (!writer.ok()) return writer.status();
     for (int i = 0; i < (*writer)->index().objects_size(); ++i) {
-      const std::vector<std::byte> bytes((*writer)->index().objects(i).bytes(),
-                                         static_cast<std::byte>(step_ & 0x3f));
-      (*writer)->CopyObject(i, bytes);
+      const ArenaObject& object = (*writer)->index().objects(i);
+      (*writer)->CopyObject(i, Content(object.kind(), object.name(), object.bytes(), step_));
     }
     return (*writer)->Finish();
   }
@@ -209,6 +276,7 @@ class FakeWorker {
   RankTable table_;
   uint64_t step_ = 0;
   uint32_t snapshots_ = 0;
+  uint64_t acknowledged_ = 0;
   uint64_t buffer_step_[2] = {0, 0};
 };
 
@@ -216,6 +284,11 @@ class FakeWorker {
 }  // namespace moesaic
 
 int main(int argc, char** argv) {
+  if (argc == 3 && std::string(argv[1]) == "check") {
+    const absl::StatusOr<uint64_t> step = moesaic::CheckCheckpoint(argv[2]);
+    if (!step.ok()) std::cerr << step.status() << '\n';
+    return step.ok() ? 0 : 89;
+  }
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   moesaic::CoordinatorAddress address;
   for (int i = 1; i + 1 < argc; ++i) {
@@ -235,8 +308,15 @@ int main(int argc, char** argv) {
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   address.worker.set_rank(rank);
   address.worker.set_incarnation(moesaic::RandomToken());
-  const char* token = std::getenv("MOESAIC_TOKEN");
-  address.worker.set_token(token == nullptr ? "" : token);
+  std::map<std::string, std::string> variables;
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    const std::pair<std::string, std::string> parts =
+        absl::StrSplit(*entry, absl::MaxSplits('=', 1));
+    variables.insert(parts);
+  }
+  address.worker.set_token(variables["MOESAIC_TOKEN"]);
+  const auto tls = moesaic::TlsFilesFrom(variables);
+  if (tls.ok()) address.tls = *moesaic::LoadTls(*tls, absl::Now());
   int code = 0;
   {
     moesaic::FakeWorker worker(std::move(address), rank);

@@ -12,6 +12,10 @@ class ChaosJudgeTest : public testing::Test {
     event.mutable_status()->set_state(state);
     event.mutable_status()->set_generation(generation);
     event.mutable_status()->set_committed_step(committed);
+    event.mutable_status()->add_nodes()->set_node("n1");
+    JobNode* spare = event.mutable_status()->add_nodes();
+    spare->set_node("n2");
+    spare->set_spare(true);
     judge_.Take(event, now_);
   }
   void Step(uint64_t step, uint64_t generation) {
@@ -20,10 +24,12 @@ class ChaosJudgeTest : public testing::Test {
     event.mutable_step()->set_generation(generation);
     judge_.Take(event, now_);
   }
-  void Inject(const std::string& fault, ChaosTarget::Kind kind = ChaosTarget::kRank) {
+  void Inject(const std::string& fault, ChaosTarget::Kind kind = ChaosTarget::kRank,
+              const std::string& node = "") {
     PlannedFault planned;
     planned.fault = *ParseFault(fault);
     planned.target.kind = kind;
+    planned.target.node = node;
     planned.text = fault;
     judge_.Injected(planned, now_);
   }
@@ -69,6 +75,19 @@ TEST_F(ChaosJudgeTest, AShortFaultNeedsNoNewGeneration) {
   EXPECT_TRUE(judge_.calm());
   EXPECT_FALSE(judge_.costs()[0].detected.has_value());
   EXPECT_EQ(judge_.costs()[0].steps_lost, 0u);
+}
+
+TEST_F(ChaosJudgeTest, TheDeathOfANodeNeedsANewGenerationUnlessItWasSpare) {
+  Status(RUNNING, 1);
+  Step(10, 1);
+  Inject("kill", ChaosTarget::kNode, "n2");
+  Step(11, 1);
+  EXPECT_TRUE(judge_.calm());
+  Inject("kill", ChaosTarget::kNode, "n1");
+  Step(12, 1);  // was on its way
+  EXPECT_FALSE(judge_.calm());
+  Step(12, 2);
+  EXPECT_TRUE(judge_.calm());
 }
 
 TEST_F(ChaosJudgeTest, M3NoTrainingInTimeIsAViolation) {

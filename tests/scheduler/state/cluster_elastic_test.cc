@@ -111,6 +111,21 @@ TEST(ClusterElastic, LostSourceIsNotTriedAgain) {
   EXPECT_EQ(c.Status("a").state(), PLANNING) << "from the disk";
 }
 
+TEST(ClusterElastic, OnlyARankThatBrokeIsBlamedOnItsNode) {
+  for (const auto& [code, blamed] : {std::pair(137, 1u), {kWorkerSourceLost, 0u}}) {
+    TwoNodes c;
+    GenerationEnded report;
+    report.set_job("a");
+    report.set_generation(1);
+    report.set_exit_code(code);
+    report.set_failed_rank(1);
+    EXPECT_TRUE(c.Do(GenerationEnd{"n1", c.incarnations["n1"], report}).ok());
+    EXPECT_TRUE(c.End("a", "n2", 137).ok());
+    EXPECT_EQ(c.state.nodes(c.now)[0].blamed_failures(), 0u);
+    EXPECT_EQ(c.state.nodes(c.now)[1].blamed_failures(), blamed) << code;
+  }
+}
+
 TEST(ClusterElastic, DrainMovesOffThenCordonsWithoutUsingTheBudget) {
   TwoNodes c;
   ChangeNodeRequest drain;
