@@ -17,6 +17,7 @@ namespace moesaic {
 namespace {
 
 constexpr int kJobNotFound = 3;
+constexpr int kDiscardTries = 100;
 
 int ExitCodeOf(const absl::Status& status) {
   switch (status.code()) {
@@ -171,14 +172,22 @@ CommitFinished CheckpointKeeper::Commit(const CommitCheckpoint& action) {
 }
 
 void CheckpointKeeper::Discard(const DiscardStaging& action) {
-  const auto folder = folders_.find(action.job);
-  if (folder == folders_.end()) return;
-  const absl::Status status =
-      archive_->With(action.job, folder->second,
-                     [&](CheckpointRoot* root) { return root->Abort(action.staging); });
-  if (!status.ok()) {
-    LogWarning("{} stays until the next start: {}", action.staging, std::string(status.message()));
-  }
+  if (!folders_.contains(action.job)) return;
+  rest_.push_back({action});
+  DiscardRest();
+}
+
+void CheckpointKeeper::DiscardRest() {
+  std::erase_if(rest_, [&](Rest& rest) {
+    const absl::Status status =
+        archive_->With(rest.action.job, folders_[rest.action.job],
+                       [&](CheckpointRoot* root) { return root->Abort(rest.action.staging); });
+    if (status.ok()) return true;
+    if (++rest.tries < kDiscardTries) return false;
+    LogWarning("{} stays until the next start: {}", rest.action.staging,
+               std::string(status.message()));
+    return true;
+  });
 }
 
 }  // namespace moesaic

@@ -30,9 +30,18 @@ class CheckpointKeeper {
   CheckpointStaged Stage(const StageCheckpoint& action);
   // Proof of coverage, manifest, rename, then retention.
   CommitFinished Commit(const CommitCheckpoint& action);
+  // An agent that has not heard of it yet may still write there, and then some of it stays for now:
+  // DiscardRest tries again what stayed.
   void Discard(const DiscardStaging& action);
+  bool has_rest() const { return !rest_.empty(); }
+  void DiscardRest();
 
  private:
+  struct Rest {
+    DiscardStaging action;
+    int tries = 0;
+  };
+
   absl::Status ChooseInto(const ChooseRestore& action, CheckpointRoot* root,
                           RestoreChosen* chosen);
   absl::StatusOr<uint64_t> ChooseNewest(const ChooseRestore& action, CheckpointRoot* root,
@@ -44,6 +53,7 @@ class CheckpointKeeper {
   const Clock* const clock_;
   const std::string binary_;
   std::map<std::string, std::string> folders_;  // checkpoint.dir of each job that has staged
+  std::vector<Rest> rest_;
 };
 
 }  // namespace moesaic

@@ -12,6 +12,9 @@
 namespace moesaic {
 namespace {
 
+// Before another try to remove a staging folder that somebody still wrote into.
+constexpr absl::Duration kDiscardDelay = absl::Milliseconds(200);
+
 absl::Status Stopping() { return absl::UnavailableError("the coordinator is stopping"); }
 
 absl::Status NoSuchJob(const std::string& job) {
@@ -447,10 +450,17 @@ void CoordinatorCore::RunBackground() {
     std::optional<BackgroundWork> work;
     {
       MutexLock lock(&mutex_);
-      while (background_.empty() && !stopping_) changed_.Wait(&mutex_);
+      while (background_.empty() && !stopping_ && !keeper_->has_rest()) changed_.Wait(&mutex_);
+      if (background_.empty() && !stopping_) changed_.WaitFor(&mutex_, kDiscardDelay);
       if (stopping_) return;
-      work = std::move(background_.front());
-      background_.pop_front();
+      if (!background_.empty()) {
+        work = std::move(background_.front());
+        background_.pop_front();
+      }
+    }
+    if (!work) {
+      keeper_->DiscardRest();
+      continue;
     }
     std::optional<Event> answer;
     if (const auto* choose = std::get_if<ChooseRestore>(&*work)) {

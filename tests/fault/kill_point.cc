@@ -9,7 +9,6 @@
 //   KILL_POINT_FOLDER  where "points" is written, a line a point; and "fired", once it has ended
 //   KILL_POINT_PATHS   a:b: only files whose path has one of these in it count
 //   KILL_POINT_FROM    a:b: points count from the first call whose path has one of these in it
-//   KILL_POINT_UNTIL   a:b: and until, in the same way
 //   KILL_POINT_AT      "file-12" or "message-3": the point to end at; or none
 //
 // A program that finds "fired" lives on: so it can be started again as it was.
@@ -70,7 +69,6 @@ class KillPoints {
   bool Counts(const std::string& path) {
     if (!armed_ || !HasOneOf(path, paths_)) return false;
     if (!counting_ && HasOneOf(path, from_)) counting_ = true;
-    if (counting_ && HasOneOf(path, until_)) armed_ = counting_ = false;
     return counting_;
   }
   bool counting() const { return counting_; }
@@ -85,8 +83,7 @@ class KillPoints {
  private:
   KillPoints()
       : paths_(ListFrom("KILL_POINT_PATHS")),
-        from_(ListFrom("KILL_POINT_FROM")),
-        until_(ListFrom("KILL_POINT_UNTIL")) {
+        from_(ListFrom("KILL_POINT_FROM")) {
     const char* folder = getenv("KILL_POINT_FOLDER");
     const char* at = getenv("KILL_POINT_AT");
     if (folder == nullptr) return;
@@ -113,10 +110,9 @@ class KillPoints {
 
   std::vector<std::string> paths_;
   std::vector<std::string> from_;
-  std::vector<std::string> until_;
   std::string folder_;
   std::string at_;
-  std::atomic<bool> armed_{false};
+  bool armed_ = false;
   std::atomic<bool> counting_{false};
   std::atomic<int> files_{0};
   std::atomic<int> messages_{0};

@@ -96,6 +96,25 @@ TEST_F(CheckpointServiceTest, WhatTheCurrentGenerationSavesIsCommittedAndListed)
   EXPECT_TRUE(absl::IsFailedPrecondition(Commit(Writer(), 7, *staging).status()));
 }
 
+// The coordinator died between the rename that commits a step and its record of it.
+TEST_F(CheckpointServiceTest, C1_ACommitThatWasNotRecordedIsFoundAtARestart) {
+  stub_.reset();
+  StopServer();
+  {
+    const auto root = *CheckpointRoot::Open(&FileSystem::System(), Spec().checkpoint().dir());
+    ASSERT_TRUE(CommitTiny(&FileSystem::System(), root.get(), 2, 7, start_.generation()).ok());
+  }
+  StartServer("127.0.0.1:0");
+  stub_ = Checkpoints::NewStub(OpenCoordinatorChannel(server_->address()));
+  ASSERT_EQ(core_->GetJob("tiny")->committed_step(), 0u);
+  JoinAgent();
+  const StartGeneration next = WaitForStart();
+  EXPECT_GT(next.generation(), start_.generation());
+  EXPECT_THAT(core_->LiveRankTable("tiny")->restore_path(), HasSubstr("step-000000007"));
+  EXPECT_EQ(core_->GetJob("tiny")->committed_step(), 7u);
+  EXPECT_EQ(List().checkpoints_size(), 1);
+}
+
 TEST_F(CheckpointServiceTest, C7_AnotherGenerationCannotBegin) {
   WorkerIdentity stale = Writer();
   stale.set_generation(start_.generation() + 1);

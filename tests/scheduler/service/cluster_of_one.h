@@ -67,6 +67,12 @@ class ClusterOfOne : public ::testing::Test {
 
   // Registers node n1, submits the job and waits for the start of its next generation.
   StartGeneration StartJob(const JobSpec& spec) {
+    JoinAgent();
+    const absl::Status submitted = core_->Handle(JobSubmitted{spec, "auto"});
+    EXPECT_TRUE(submitted.ok()) << submitted;
+    return WaitForStart();
+  }
+  void JoinAgent() {
     AgentRegistration registration;
     registration.set_slots(1);
     registration.set_cores(1);
@@ -74,8 +80,8 @@ class ClusterOfOne : public ::testing::Test {
     registration.set_arena_dir(dir_);
     agent_ = std::make_shared<RecordingOutbox<AgentCommand>>();
     EXPECT_TRUE(core_->Join(AgentJoined{"n1", "i", registration}, agent_).ok());
-    const absl::Status submitted = core_->Handle(JobSubmitted{spec, "auto"});
-    EXPECT_TRUE(submitted.ok()) << submitted;
+  }
+  StartGeneration WaitForStart() {
     while (true) {
       for (const AgentCommand& command : agent_->messages()) {
         if (command.has_start()) return command.start();

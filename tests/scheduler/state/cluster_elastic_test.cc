@@ -286,6 +286,36 @@ TEST(ClusterElastic, StopAfterARestartWaitsForTheMemoryThatIsToBeSaved) {
   EXPECT_EQ(c.Status("a").state(), CANCELLED) << "nobody came back with it";
 }
 
+TEST(ClusterElastic, C1_HoldersThatComeBackAfterARestartSaveTheStep) {
+  TwoNodes c;
+  EXPECT_TRUE(c.Do(StopRequested{"a", false}).ok());
+  c.Remember(9);
+  EXPECT_TRUE(c.End("a", "n1", kWorkerPlanned).ok());
+  EXPECT_TRUE(c.End("a", "n2", kWorkerPlanned).ok());
+  EXPECT_TRUE(c.Staged().ok());
+  c.Restart();
+  c.Live(absl::Seconds(1));
+  EXPECT_FALSE(c.Status("a").state() == CANCELLED) << c.Status("a").reason();
+  const int staged = c.Count<StageCheckpoint>();
+  uint32_t rank = 0;
+  for (const std::string node : {"n1", "n2"}) {
+    AgentJoined joined{node, "i-" + node, {}};
+    joined.registration.set_slots(1);
+    joined.registration.set_cores(1);
+    *joined.registration.add_held() = Own(node, 1, rank++, 9);
+    EXPECT_TRUE(c.Do(joined).ok());
+    c.incarnations[node] = joined.incarnation;
+  }
+  c.Live(absl::Seconds(1));
+  ASSERT_GT(c.Count<StageCheckpoint>(), staged) << c.Status("a").reason();
+  EXPECT_TRUE(c.Staged().ok());
+  EXPECT_TRUE(c.Shards("n1", 0).ok());
+  EXPECT_TRUE(c.Shards("n2", 1).ok());
+  EXPECT_TRUE(c.Committed().ok());
+  EXPECT_EQ(c.Status("a").state(), CANCELLED);
+  EXPECT_EQ(c.Status("a").committed_step(), 9u);
+}
+
 TEST(ClusterElastic, NodeWithManyFailuresIsCordonedForAWhile) {
   ClusterFixture c;
   NodeBook book({}, {});
