@@ -110,11 +110,11 @@ class Cluster:
         self.coordinator.send_signal(number)
         self.coordinator.wait()
 
-    def start_agent(self, index, flags=(), environment=None):
+    def start_agent(self, index, flags=(), environment=None, log="agent.log"):
         host = self.hosts[index]
         self.agents[index] = host.start(
             self.program, "agent", "--name", host.name, "--slots", "1", "--listen", f"{host.address}:0",
-            *self.connection, *self.agent_flags, *flags, log="agent.log",
+            *self.connection, *self.agent_flags, *flags, log=log,
             environment={"MOESAIC_LOG_LEVEL": "debug", **(environment or {})})
         return self.agents[index]
 

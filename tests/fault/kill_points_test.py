@@ -80,6 +80,25 @@ class KillPointsTest(EndToEndTest):
             file.write(WORKER)
         os.chmod(cls.path("bin", "moesaic-worker"), 0o755)
 
+    @staticmethod
+    def supervise(cluster, environment_of):
+        def start(index):
+            return Supervisor(lambda: cluster.start_agent(index, environment=environment_of(f"agent {index}")), 0.05)
+        coordinator = Supervisor(lambda: cluster.launch_coordinator(environment=environment_of("coordinator")), 0.05)
+        wait_until(lambda: os.path.exists(os.path.join(cluster.folder, "state", "address")), "the coordinator", 20)
+        return [coordinator, *map(start, range(len(cluster.hosts)))]
+
+    @staticmethod
+    def end(cluster, supervisors):
+        for index, agent in enumerate(supervisors[1:]):
+            agent.end()
+            if agent.process.returncode == -signal.SIGKILL:  # at its end: the next one clears up after it
+                last = cluster.start_agent(index, log=f"last-{os.path.basename(cluster.folder)}.log")
+                wait_until(lambda last=last: b"listens at" in read_bytes(last.log), "another agent", 10)
+                last.send_signal(signal.SIGTERM)
+                last.wait()
+        supervisors[0].end()
+
     # ---- What must hold.
 
     def expect_usable(self, job):
@@ -133,17 +152,13 @@ class KillPointsTest(EndToEndTest):
                     with open(path, "w", encoding="utf-8") as file:
                         file.write(" ".join(f"{key}={value}" for key, value in preload.items()))
         of = lambda process: preload if target.name == process else {}
-        supervisors = [Supervisor(lambda: cluster.launch_coordinator(environment=of("coordinator")), 0.05)]
-        wait_until(lambda: os.path.exists(os.path.join(cluster.folder, "state", "address")), "the coordinator", 20)
-        supervisors += [Supervisor(lambda i=i: cluster.start_agent(i, environment=of(f"agent {i}")), 0.05)
-                        for i in range(2)]
+        supervisors = self.supervise(cluster, of)
         try:
             cluster.submit(job)
             self.expect(0, cluster.verb("wait", job.name, "--timeout", "60s"))
             self.expect_no_parts(job)
         finally:
-            for supervisor in reversed(supervisors):
-                supervisor.end()
+            self.end(cluster, supervisors)
         self.expect_usable(job)
         self.assertEqual(job.steps()[-1], "step-000000008")
         self.expect_no_rest(hosts)
@@ -201,9 +216,7 @@ class KillPointsTest(EndToEndTest):
             cluster = Cluster(self, hosts, program=self.program, name="random")
             job = Job(self, "random", [*SETS, "elastic.nodes.max=3", "train.steps=1000000", "checkpoint.every_steps=5",
                                        "checkpoint.keep.last=20"])
-            supervisors = [Supervisor(cluster.launch_coordinator, 0.05)]
-            wait_until(lambda: os.path.exists(os.path.join(cluster.folder, "state", "address")), "the coordinator", 20)
-            supervisors += [Supervisor(lambda i=i: cluster.start_agent(i), 0.05) for i in range(len(hosts))]
+            supervisors = self.supervise(cluster, lambda process: {})
             try:
                 cluster.submit(job)
                 kills = self.kill_at_random(cluster, job)
@@ -213,8 +226,7 @@ class KillPointsTest(EndToEndTest):
             except BaseException as error:
                 raise AssertionError(f"{error}\n{cluster.logs()}") from error
             finally:
-                for supervisor in reversed(supervisors):
-                    supervisor.end()
+                self.end(cluster, supervisors)
             self.expect_usable(job)
             self.expect_no_rest(hosts)
         print(f"killed {dict(kills)}; {self.acknowledged(job)} steps acknowledged", file=sys.stderr, flush=True)
