@@ -5,8 +5,8 @@
 // "fake_worker check STEP_FOLDER" does only that: exit code 0, or 89.
 //
 // It keeps score in <run.dir>: "acknowledged" has the steps that it was told were committed; a
-// generation that starts from an older one says so in "lost", and so does one whose checkpoint holds
-// other bytes than were saved.
+// generation that starts from an older one says so in "lost", and so does one whose checkpoint
+// holds other bytes than were saved.
 //
 // It misbehaves as <run.dir>/faults says: lines "GENERATION RANK STEP FAULT", where FAULT is kill,
 // exit0, exit:<code>, hang or late (never ready; STEP does not matter).

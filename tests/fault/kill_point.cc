@@ -1,10 +1,10 @@
-// A library to preload (LD_PRELOAD) into a program under test, which then ends itself with SIGKILL at
-// one point of its life. The program is the one that is shipped: nothing in it knows of this.
+// A library to preload (LD_PRELOAD) into a program under test, which then ends itself with SIGKILL
+// at one point of its life. The program is the one that is shipped: nothing in it knows of this.
 //
-// A point is the moment before or after a call by which the program touches what outlives it. There are
-// those of files (made, written, synced, renamed, linked, removed) and those of messages over TCP (before
-// and after one is sent, after one has come); each kind is numbered from 1, from the first call that
-// names a file of the save in question.
+// A point is the moment before or after a call by which the program touches what outlives it. There
+// are those of files (made, written, synced, renamed, linked, removed) and those of messages over
+// TCP (before and after one is sent, after one has come); each kind is numbered from 1, from the
+// first call that names a file of the save in question.
 //
 //   KILL_POINT_FOLDER  where "points" is written, a line a point; and "fired", once it has ended
 //   KILL_POINT_PATHS   a:b: only files whose path has one of these in it count
@@ -103,7 +103,8 @@ class KillPoints {
   // Past the functions below.
   void Append(const char* name, const std::string& line) const {
     const std::string path = folder_ + "/" + name;
-    const long fd = syscall(SYS_openat, AT_FDCWD, path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    const long fd = syscall(SYS_openat, AT_FDCWD, path.c_str(),
+                            O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     syscall(SYS_write, fd, line.data(), line.size());
     syscall(SYS_close, fd);
   }
