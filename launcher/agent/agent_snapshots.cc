@@ -142,7 +142,7 @@ absl::StatusOr<ShardsPersisted> AgentSnapshots::WriteRank(const PersistSnapshot&
         fmt::format("stale snapshot in {}: rank {} of generation {} of job {}", arena.path(),
                     index.rank(), index.generation(), index.job()));
   }
-  const auto staging = FileSystem::System().OpenFolder(persist.staging());
+  const auto staging = OpenStaging(&FileSystem::System(), persist.staging());
   if (!staging.ok()) return staging.status();
   const std::unique_ptr<EarlierStep> earlier =
       OpenEarlierStep(&FileSystem::System(), persist.staging(), persist.step());

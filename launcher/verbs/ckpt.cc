@@ -7,6 +7,7 @@ void RegisterCkpt(CLI::App& program, VerbContext& context) {
   verb->require_subcommand(1);
   verb->footer("Example:\n  moesaic ckpt verify --all runs/quickstart/checkpoints");
   RegisterCkptList(*verb, context);
+  RegisterCkptShow(*verb, context);
   RegisterCkptCheck(*verb, context);
   RegisterCkptDiff(*verb, context);
   RegisterCkptKeep(*verb, context);

@@ -1,4 +1,5 @@
-// moesaic ckpt: everything that can be done with a checkpoint folder, without a coordinator.
+// moesaic ckpt: everything that can be done with a checkpoint folder, without a coordinator; and with
+// one, what its checkpoint service does for its jobs (ckpt_cluster.h).
 #pragma once
 
 #include "launcher/verbs/verb.h"
@@ -8,7 +9,8 @@ namespace moesaic {
 void RegisterCkpt(CLI::App& program, VerbContext& context);
 
 // Its sub-commands, a file each.
-void RegisterCkptList(CLI::App& ckpt, VerbContext& context);     // ls, show
+void RegisterCkptList(CLI::App& ckpt, VerbContext& context);     // ls
+void RegisterCkptShow(CLI::App& ckpt, VerbContext& context);     // show
 void RegisterCkptCheck(CLI::App& ckpt, VerbContext& context);    // verify
 void RegisterCkptDiff(CLI::App& ckpt, VerbContext& context);     // diff
 void RegisterCkptKeep(CLI::App& ckpt, VerbContext& context);     // pin, unpin, rm

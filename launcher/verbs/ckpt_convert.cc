@@ -10,6 +10,7 @@
 #include "launcher/verbs/ckpt_target.h"
 #include "trainer/checkpoint/format/export_mixtral.h"
 #include "trainer/checkpoint/format/import_mixtral.h"
+#include "trainer/checkpoint/format/verify.h"
 
 namespace moesaic {
 namespace {
@@ -69,7 +70,7 @@ void Export(const ExportFlags& flags, VerbContext& context) {
   MixtralExport request = flags.request;
   request.from = StepPath(request.from);
   request.element = flags.dtype == "f32" ? ELEMENT_F32 : ELEMENT_BF16;
-  request.threads = ReadThreads();
+  request.threads = ReadingThreads();
   absl::StatusOr<ExportedModel> exported;
   WithByteProgress("exported", context, [&](std::function<void(int64_t, int64_t)> progress) {
     request.progress = std::move(progress);

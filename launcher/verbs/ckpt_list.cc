@@ -9,18 +9,16 @@
 #include "absl/strings/str_join.h"
 #include "absl/time/time.h"
 #include "base/clock.h"
+#include "base/foreign_text.h"
 #include "launcher/verbs/ckpt.h"
+#include "launcher/verbs/ckpt_cluster.h"
 #include "launcher/verbs/ckpt_target.h"
-#include "trainer/checkpoint/format/box.h"
-#include "trainer/checkpoint/format/checksum.h"
 #include "trainer/checkpoint/format/pins.h"
 #include "trainer/checkpoint/format/retention.h"
 #include "trainer/checkpoint/format/set_aside.h"
 
 namespace moesaic {
 namespace {
-
-// ---- ls ----
 
 // A root as it stands. Manifests that cannot be read stay errors.
 struct RootListing {
@@ -74,11 +72,11 @@ OrderedJson LsEntry(uint64_t step, const std::string& path,
     return entry;
   }
   entry["job"] = manifest->job();
-  entry["contents"] = ContentsText(*manifest);
+  entry["contents"] = ContentsText(manifest->weights_only());
   entry["bytes"] = TotalBytes(*manifest);
   entry["reused_bytes"] = ReusedBytes(*manifest);
   entry["files"] = manifest->files_size();
-  entry["created"] = CreatedText(*manifest);
+  entry["created"] = TimeText(manifest->created_unix_ns());
   entry["generation"] = manifest->generation();
   entry["layout"] = manifest->layout();
   return entry;
@@ -123,7 +121,8 @@ void PrintCheckpoints(const OrderedJson& list, std::ostream& out) {
   for (const OrderedJson& entry : list) {
     const auto step = entry["step"].get<uint64_t>();
     if (entry.contains("error")) {
-      out << absl::StrFormat("%12d  damaged: %s\n", step, entry["error"].get<std::string>());
+      out << absl::StrFormat("%12d  damaged: %s\n", step,
+                             EscapeControls(entry["error"].get<std::string>()));
       continue;
     }
     out << absl::StrFormat(
@@ -131,7 +130,7 @@ void PrintCheckpoints(const OrderedJson& list, std::ostream& out) {
         ShortBytes(entry["bytes"].get<uint64_t>()), entry["contents"].get<std::string>(),
         entry["files"].get<int>(),
         absl::StrJoin(entry["kept_for"].get<std::vector<std::string>>(), ","),
-        entry["layout"].get<std::string>());
+        EscapeControls(entry["layout"].get<std::string>()));
   }
 }
 
@@ -140,145 +139,111 @@ void PrintQuarantined(const OrderedJson& list, std::ostream& out) {
   for (const OrderedJson& entry : list) {
     const auto reason = entry["reason"].get<std::string>();
     out << absl::StrFormat("%12d  %-20s  %s\n%36s%s\n", entry["step"].get<uint64_t>(),
-                           entry.value("when", "?"), reason.empty() ? "?" : reason, "",
-                           entry["path"].get<std::string>());
+                           entry.value("when", "?"), reason.empty() ? "?" : EscapeControls(reason), "",
+                           EscapeControls(entry["path"].get<std::string>()));
   }
+}
+
+// The two lists of a root or of a job.
+struct Lists {
+  OrderedJson checkpoints = OrderedJson::array();
+  OrderedJson quarantined = OrderedJson::array();
+};
+
+absl::StatusOr<Lists> ListsOfFolder(const std::string& path) {
+  const absl::StatusOr<RootListing> listing = ListRoot(path);
+  if (!listing.ok()) return listing.status();
+  return Lists{CheckpointList(path, *listing), QuarantineList(*listing)};
+}
+
+OrderedJson JobEntry(const CheckpointEntry& entry) {
+  OrderedJson json = {{"step", entry.step()}, {"path", entry.path()}};
+  if (entry.unreadable().empty()) {
+    json["job"] = entry.job();
+    json["contents"] = ContentsText(entry.weights_only());
+    json["bytes"] = entry.bytes();
+    json["reused_bytes"] = entry.reused_bytes();
+    json["files"] = entry.files();
+    json["created"] = TimeText(entry.created_unix_ns());
+    json["generation"] = entry.generation();
+    json["layout"] = entry.layout();
+    json["verified"] = entry.verified_unix_ns() == 0
+                           ? OrderedJson()
+                           : OrderedJson(TimeText(entry.verified_unix_ns()));
+  } else {
+    json["error"] = entry.unreadable();
+  }
+  json["pinned"] = entry.pinned();
+  if (entry.pinned()) json["pin_note"] = entry.pin_note();
+  json["kept_for"] = std::vector<std::string>(entry.kept_for().begin(), entry.kept_for().end());
+  return json;
+}
+
+OrderedJson JobQuarantined(const CheckpointEntry& entry) {
+  OrderedJson json = {{"step", entry.step()}, {"path", entry.path()}};
+  if (entry.quarantined_unix_ns() != 0) json["when"] = TimeText(entry.quarantined_unix_ns());
+  json["reason"] = entry.quarantined();
+  json["was_pinned"] = entry.pinned();
+  return json;
+}
+
+absl::StatusOr<Lists> ListsOfJob(const CkptTarget& target, const VerbContext& context) {
+  const absl::StatusOr<CheckpointRef> ref = ParseJobStep(target.path);
+  if (!ref.ok()) return ref.status();
+  const absl::StatusOr<std::unique_ptr<CkptCluster>> cluster =
+      CkptCluster::Open(target.connection, context);
+  if (!cluster.ok()) return cluster.status();
+  const absl::StatusOr<std::vector<CheckpointEntry>> entries = (*cluster)->List(ref->job());
+  if (!entries.ok()) return entries.status();
+  Lists lists;
+  for (const CheckpointEntry& entry : *entries) {
+    if (ref->step() != 0 && ref->step() != entry.step()) continue;
+    if (entry.quarantined().empty()) {
+      lists.checkpoints.push_back(JobEntry(entry));
+    } else {
+      lists.quarantined.push_back(JobQuarantined(entry));
+    }
+  }
+  return lists;
 }
 
 void Ls(const CkptTarget& target, VerbContext& context) {
-  const absl::StatusOr<RootListing> listing = ListRoot(target.path);
-  if (!listing.ok()) return Fail(listing.status(), context);
-  const OrderedJson list = CheckpointList(target.path, *listing);
-  const OrderedJson quarantined = QuarantineList(*listing);
+  const bool of_job = NamesJobs(target.connection);
+  const absl::StatusOr<Lists> lists =
+      of_job ? ListsOfJob(target, context) : ListsOfFolder(target.path);
+  if (!lists.ok()) return Fail(lists.status(), context);
   if (target.json()) {
-    return PrintJson(
-        {{"root", target.path}, {"checkpoints", list}, {"quarantined", quarantined}}, context);
+    return PrintJson({{of_job ? "job" : "root", target.path},
+                      {"checkpoints", lists->checkpoints},
+                      {"quarantined", lists->quarantined}},
+                     context);
   }
-  if (list.empty()) {
+  if (lists->checkpoints.empty()) {
     context.err << target.path << " has no checkpoints\n";
   } else {
-    PrintCheckpoints(list, context.out);
+    PrintCheckpoints(lists->checkpoints, context.out);
   }
-  if (!quarantined.empty()) PrintQuarantined(quarantined, context.out);
+  if (!lists->quarantined.empty()) PrintQuarantined(lists->quarantined, context.out);
 }
 
 void RegisterLs(CLI::App& ckpt, VerbContext& context) {
-  CLI::App* verb = ckpt.add_subcommand("ls", "List the checkpoints of a folder");
+  CLI::App* verb = ckpt.add_subcommand("ls", "List the checkpoints of a folder or a job");
   verb->footer(
       "KEPT FOR says which rules of checkpoint.keep want a step, or that it is pinned; a step that\n"
       "none wants goes at the next save. Steps that were set aside are listed below, with the\n"
-      "reason.\n\n"
-      "Example:\n  moesaic ckpt ls runs/quickstart/checkpoints");
+      "reason.\n\n" +
+      std::string(kJobsFooter) +
+      "Examples:\n"
+      "  moesaic ckpt ls runs/quickstart/checkpoints\n"
+      "  moesaic ckpt ls --coordinator 10.0.0.1:7470 my-job");
   auto target = std::make_shared<CkptTarget>();
   AddCkptTarget(verb, target.get(), "Folder with step-<N> folders (checkpoint.dir of the job)");
+  AddConnectionFlags(verb, &target->connection);
   verb->callback([target, &context] { Ls(*target, context); });
-}
-
-// ---- show ----
-
-struct ShowFlags {
-  CkptTarget target;
-  bool objects = false;
-};
-
-bool IsPinned(const std::string& path) {
-  const std::optional<NamedStep> named = StepOfFolder(path);
-  if (!named) return false;
-  absl::StatusOr<std::unique_ptr<Folder>> root = FileSystem::System().OpenFolder(named->root);
-  if (!root.ok()) return false;
-  const absl::StatusOr<std::map<uint64_t, std::string>> pins = ListPins(**root);
-  return pins.ok() && pins->contains(named->step);
-}
-
-OrderedJson Summary(const StepFolder& step, const Manifest& manifest) {
-  const TrainingState& state = manifest.state();
-  OrderedJson summary = {{"path", step.path},
-                  {"step", state.step()},
-                  {"pinned", IsPinned(step.path)},
-                  {"job", manifest.job()},
-                  {"contents", ContentsText(manifest)},
-                  {"bytes", TotalBytes(manifest)},
-                  {"reused_bytes", ReusedBytes(manifest)},
-                  {"files", manifest.files_size()},
-                  {"objects", manifest.objects_size()},
-                  {"samples", state.samples()},
-                  {"tokens", state.tokens()},
-                  {"optimizer_updates", state.optimizer_updates()},
-                  {"skipped_steps", state.skipped_steps_size()}};
-  if (state.has_loss()) summary["loss"] = state.loss();
-  if (state.has_validation_loss()) summary["validation_loss"] = state.validation_loss();
-  summary["created"] = CreatedText(manifest);
-  summary["generation"] = manifest.generation();
-  summary["layout"] = manifest.layout();
-  summary["binary"] = manifest.binary();
-  summary["identity_hash"] = Hex(manifest.identity_hash());
-  summary["trajectory_hash"] = Hex(manifest.trajectory_hash());
-  summary["catalog_hash"] = Hex(manifest.catalog_hash());
-  summary["writers"] = std::vector<std::string>(manifest.writers().begin(), manifest.writers().end());
-  summary["trajectory_changes"] = std::vector<std::string>(manifest.trajectory_changes().begin(),
-                                                           manifest.trajectory_changes().end());
-  return summary;
-}
-
-OrderedJson ObjectList(const Manifest& manifest) {
-  OrderedJson list = OrderedJson::array();
-  for (const StoredObject& object : manifest.objects()) {
-    const Shape shape = AsShape(object.shape());
-    list.push_back({{"name", ObjectLabel(object.kind(), object.name())},
-                    {"element", std::string(ElementName(object.element()))},
-                    {"shape", std::vector<uint64_t>(shape.begin(), shape.end())},
-                    {"shards", object.shards_size()}});
-  }
-  return list;
-}
-
-void PrintSummary(const OrderedJson& summary, std::ostream& out) {
-  for (const auto& [key, value] : summary.items()) {
-    if (key == "object_list") continue;
-    if (!value.is_array()) {
-      out << absl::StrFormat("%-18s %s\n", key,
-                             value.is_string() ? value.get<std::string>() : value.dump());
-      continue;
-    }
-    for (const OrderedJson& item : value) {
-      out << absl::StrFormat("%-18s %s\n", key, item.get<std::string>());
-    }
-  }
-}
-
-void Show(const ShowFlags& flags, VerbContext& context) {
-  absl::StatusOr<OpenedStep> opened = OpenStep(flags.target.path);
-  if (!opened.ok()) return Fail(opened.status(), context);
-  OrderedJson summary = Summary(opened->step, opened->manifest);
-  if (flags.objects) summary["object_list"] = ObjectList(opened->manifest);
-  if (flags.target.json()) return PrintJson(summary, context);
-  PrintSummary(summary, context.out);
-  if (!flags.objects) return;
-  context.out << absl::StrFormat("\n%-56s  %-4s  %-20s  %s\n", "OBJECT", "TYPE", "SHAPE", "SHARDS");
-  for (const OrderedJson& object : summary["object_list"]) {
-    context.out << absl::StrFormat("%-56s  %-4s  %-20s  %d\n", object["name"].get<std::string>(),
-                                   object["element"].get<std::string>(), object["shape"].dump(),
-                                   object["shards"].get<int>());
-  }
-}
-
-void RegisterShow(CLI::App& ckpt, VerbContext& context) {
-  CLI::App* verb = ckpt.add_subcommand("show", "Show what a checkpoint holds");
-  verb->footer(
-      "Examples:\n"
-      "  moesaic ckpt show runs/quickstart/checkpoints\n"
-      "  moesaic ckpt show runs/quickstart/checkpoints@100 --objects -o json");
-  auto flags = std::make_shared<ShowFlags>();
-  AddCkptTarget(verb, &flags->target, "A step folder, a folder of them (its newest), or FOLDER@STEP");
-  verb->add_flag("--objects", flags->objects, "Also list every object");
-  verb->callback([flags, &context] { Show(*flags, context); });
 }
 
 }  // namespace
 
-void RegisterCkptList(CLI::App& ckpt, VerbContext& context) {
-  RegisterLs(ckpt, context);
-  RegisterShow(ckpt, context);
-}
+void RegisterCkptList(CLI::App& ckpt, VerbContext& context) { RegisterLs(ckpt, context); }
 
 }  // namespace moesaic

@@ -2,10 +2,8 @@
 
 #include <unistd.h>
 
-#include <algorithm>
 #include <memory>
 #include <optional>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -67,13 +65,12 @@ absl::StatusOr<OpenedStep> OpenStep(const std::string& path) {
   return OpenedStep{*std::move(step), *std::move(manifest)};
 }
 
-std::string CreatedText(const Manifest& manifest) {
-  return absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", absl::FromUnixNanos(manifest.created_unix_ns()),
-                          absl::UTCTimeZone());
+std::string TimeText(int64_t unix_ns) {
+  return absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", absl::FromUnixNanos(unix_ns), absl::UTCTimeZone());
 }
 
-const char* ContentsText(const Manifest& manifest) {
-  return manifest.weights_only() ? "weights" : "full";
+const char* ContentsText(bool weights_only) {
+  return weights_only ? "weights" : "full";
 }
 
 uint64_t TotalBytes(const Manifest& manifest) {
@@ -94,10 +91,6 @@ std::string ShortBytes(uint64_t bytes) { return BytesForPeople(static_cast<int64
 
 void PrintJson(const OrderedJson& json, VerbContext& context) {
   context.out << json.dump(-1, ' ', false, OrderedJson::error_handler_t::replace) << "\n";
-}
-
-int ReadThreads() {
-  return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, 8);
 }
 
 void WithByteProgress(const char* what, VerbContext& context,

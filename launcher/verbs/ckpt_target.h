@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/status/statusor.h"
+#include "launcher/verbs/connection_flags.h"
 #include "launcher/verbs/verb.h"
 #include "proto/checkpoint.pb.h"
 #include "trainer/checkpoint/format/manifest.h"
@@ -19,6 +20,7 @@ using OrderedJson = nlohmann::ordered_json;
 struct CkptTarget {
   std::string path;
   std::string format = "text";
+  ConnectionFlags connection;  // of verbs that can ask a coordinator
   bool json() const { return format == "json"; }
 };
 
@@ -48,8 +50,8 @@ struct OpenedStep {
 // A step folder, "ROOT@STEP", or a root (its newest step), with its manifest.
 absl::StatusOr<OpenedStep> OpenStep(const std::string& path);
 
-std::string CreatedText(const Manifest& manifest);
-const char* ContentsText(const Manifest& manifest);
+std::string TimeText(int64_t unix_ns);
+const char* ContentsText(bool weights_only);
 uint64_t TotalBytes(const Manifest& manifest);
 // Bytes in files that were taken over from an earlier step.
 uint64_t ReusedBytes(const Manifest& manifest);
@@ -57,9 +59,6 @@ std::string ShortBytes(uint64_t bytes);
 
 // One line; text that is not UTF-8 is replaced.
 void PrintJson(const OrderedJson& json, VerbContext& context);
-
-// Threads for reading: a few, since one seldom fills a disk.
-int ReadThreads();
 
 // Calls `work` with a function that shows progress in bytes on context.err while it runs.
 void WithByteProgress(const char* what, VerbContext& context,

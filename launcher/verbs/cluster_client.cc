@@ -4,16 +4,9 @@
 
 #include <utility>
 
-#include "absl/time/time.h"
 #include "scheduler/client/channel.h"
 
 namespace moesaic {
-namespace {
-
-constexpr absl::Duration kCallDeadline = absl::Seconds(10);
-
-}  // namespace
-
 absl::StatusOr<std::unique_ptr<ClusterClient>> ClusterClient::Open(const ConnectionFlags& flags,
                                                                    const VerbContext& context) {
   absl::StatusOr<CoordinatorConnection> connection = Connect(flags, ROLE_CLI, context);
@@ -22,9 +15,9 @@ absl::StatusOr<std::unique_ptr<ClusterClient>> ClusterClient::Open(const Connect
 }
 
 absl::Status ClusterClient::Call(
-    const std::function<grpc::Status(grpc::ClientContext*)>& call) const {
+    const std::function<grpc::Status(grpc::ClientContext*)>& call, absl::Duration deadline) const {
   grpc::ClientContext context;
-  SetDeadline(&context, kCallDeadline);
+  SetDeadline(&context, deadline);
   context.set_wait_for_ready(proven_);  // a coordinator that is being restarted is waited for
   const grpc::Status status = call(&context);
   if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) {

@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "launcher/verbs/connection_flags.h"
 #include "launcher/verbs/verb.h"
 
@@ -25,8 +26,9 @@ class ClusterClient {
   Coordinator::Stub& stub() { return *connection_.stub; }
   const std::shared_ptr<grpc::Channel>& channel() const { return connection_.channel; }
 
-  // One unary call, with a deadline. Unavailable when nobody answers in time.
-  absl::Status Call(const std::function<grpc::Status(grpc::ClientContext*)>& call) const;
+  // One unary call. Unavailable when nobody answers in time.
+  absl::Status Call(const std::function<grpc::Status(grpc::ClientContext*)>& call,
+                    absl::Duration deadline = absl::Seconds(10)) const;
   // What a stream came to.
   absl::Status Explain(const grpc::Status& status) const {
     if (status.ok()) proven_ = true;

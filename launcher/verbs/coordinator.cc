@@ -26,6 +26,7 @@ struct CoordinatorFlags {
   std::string dir;
   TlsFlags tls;
   bool allow_chaos = false;
+  SubmissionLimits submissions;
 };
 
 constexpr char kAddressFile[] = "address";
@@ -98,6 +99,7 @@ void Serve(const CoordinatorFlags& flags, VerbContext& context) {
   serving.tls = *std::move(tls);
   serving.insecure = flags.tls.insecure;
   serving.allow_chaos = flags.allow_chaos;
+  serving.submissions = flags.submissions;
   const auto server = CoordinatorServer::Start(core->get(), serving);
   if (!server.ok()) {
     Fail(server.status(), context);
@@ -127,6 +129,16 @@ void RegisterCoordinator(CLI::App& program, VerbContext& context) {
   AddTlsFlags(verb, &flags->tls);
   verb->add_flag("--allow-chaos", flags->allow_chaos,
                  "Let moesaic chaos break jobs: for clusters that are there to be tested");
+  verb->add_option("--submit-rate", flags->submissions.per_minute,
+                   "Jobs a minute that one address may submit; 0: any number")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  verb->add_option("--submit-burst", flags->submissions.burst, "So many of them at once")
+      ->check(CLI::Range(1u, 1000000u))
+      ->capture_default_str();
+  verb->add_option("--max-jobs", flags->submissions.live_jobs,
+                   "Jobs that have not ended, of everyone; 0: any number")
+      ->capture_default_str();
   verb->footer(
       "Runs until SIGINT or SIGTERM. Started again on the same folder it goes on: jobs keep\n"
       "their state, and generations that still run are taken over.\n\n"

@@ -164,7 +164,7 @@ absl::StatusOr<std::vector<CheckpointEvent>> CheckpointArchive::Reconcile(
   return events;
 }
 
-// Manifests are read of steps only that the catalog does not know.
+// Manifests are read only of steps that the catalog does not know, or whose manifest it could not read.
 absl::StatusOr<std::vector<CheckpointEntry>> CheckpointArchive::Scan(
     const std::string& job, const CheckpointRoot& root,
     const std::vector<CheckpointEntry>& known) const {
@@ -178,13 +178,20 @@ absl::StatusOr<std::vector<CheckpointEntry>> CheckpointArchive::Scan(
   for (const uint64_t step : *steps) {
     const std::string path = root.StepPath(step);
     const CheckpointEntry* old = FindPath(known, path);
-    entries.push_back(old == nullptr ? Describe(job, step, path) : *old);
-    entries.back().set_pinned(pins->contains(step));
+    const bool kept = old != nullptr && old->unreadable().empty();
+    CheckpointEntry& entry = entries.emplace_back(kept ? *old : Describe(job, step, root, path));
+    const auto pin = pins->find(step);
+    entry.set_pinned(pin != pins->end());
+    entry.set_pin_note(pin == pins->end() ? "" : pin->second);
   }
   for (const QuarantinedStep& aside : *quarantined) {
     const CheckpointEntry* old = FindPath(known, aside.path);
-    entries.push_back(old == nullptr ? Describe(job, aside.step, aside.path) : *old);
+    entries.push_back(old == nullptr ? Describe(job, aside.step, root, aside.path) : *old);
     entries.back().set_quarantined(aside.reason.empty() ? "unknown" : aside.reason);
+    entries.back().set_pinned(aside.was_pinned);
+    if (aside.when != absl::InfinitePast()) {
+      entries.back().set_quarantined_unix_ns(absl::ToUnixNanos(aside.when));
+    }
   }
   std::sort(entries.begin(), entries.end(), [](const auto& x, const auto& y) {
     return std::pair(x.step(), x.path()) < std::pair(y.step(), y.path());
@@ -192,17 +199,19 @@ absl::StatusOr<std::vector<CheckpointEntry>> CheckpointArchive::Scan(
   return entries;
 }
 
-// Of a manifest that cannot be read the numbers are 0.
 CheckpointEntry CheckpointArchive::Describe(const std::string& job, uint64_t step,
-                                            const std::string& path) const {
+                                            const CheckpointRoot& root, const std::string& path) {
   CheckpointEntry entry;
   entry.set_job(job);
   entry.set_step(step);
   entry.set_path(path);
-  const absl::StatusOr<std::unique_ptr<Folder>> folder = options_.files->OpenFolder(path);
-  if (!folder.ok()) return entry;
-  const absl::StatusOr<Manifest> manifest = ReadManifest(**folder);
-  if (!manifest.ok()) return entry;
+  const absl::StatusOr<std::unique_ptr<Folder>> folder = root.OpenFolderAt(path);
+  const absl::StatusOr<Manifest> manifest =
+      folder.ok() ? ReadManifest(**folder) : absl::StatusOr<Manifest>(folder.status());
+  if (!manifest.ok()) {
+    entry.set_unreadable(std::string(manifest.status().message()));
+    return entry;
+  }
   entry.set_generation(manifest->generation());
   entry.set_created_unix_ns(manifest->created_unix_ns());
   uint64_t bytes = 0;
@@ -213,10 +222,31 @@ CheckpointEntry CheckpointArchive::Describe(const std::string& job, uint64_t ste
   }
   entry.set_bytes(bytes);
   entry.set_reused_bytes(reused);
+  entry.set_files(static_cast<uint32_t>(manifest->files_size()));
+  entry.set_layout(manifest->layout());
+  entry.set_weights_only(manifest->weights_only());
   const TrainingState& state = manifest->state();
   if (state.has_loss()) entry.set_loss(state.loss());
   if (state.has_validation_loss()) entry.set_validation_loss(state.validation_loss());
   return entry;
+}
+
+absl::StatusOr<std::unique_ptr<Folder>> CheckpointArchive::OpenFolderOf(
+    const std::string& dir, const CheckpointEntry& entry) {
+  absl::StatusOr<std::unique_ptr<Folder>> folder;
+  const absl::Status opened = With(entry.job(), dir, [&](CheckpointRoot* root) {
+    folder = root->OpenFolderAt(entry.path());
+    return folder.status();
+  });
+  if (!opened.ok()) return opened;
+  return folder;
+}
+
+absl::StatusOr<Manifest> CheckpointArchive::ManifestOf(const std::string& dir,
+                                                       const CheckpointEntry& entry) {
+  const absl::StatusOr<std::unique_ptr<Folder>> folder = OpenFolderOf(dir, entry);
+  if (!folder.ok()) return folder.status();
+  return ReadManifest(**folder);
 }
 
 // ---- What people ask for.
@@ -259,11 +289,11 @@ absl::Status CheckpointArchive::Delete(const std::string& job, const std::string
 
 absl::StatusOr<CheckpointEntry> CheckpointArchive::Pin(const std::string& job,
                                                        const std::string& dir, uint64_t step,
-                                                       bool pin) {
+                                                       bool pin, const std::string& note) {
   const absl::StatusOr<CheckpointEntry> entry = Find(job, dir, step);
   if (!entry.ok()) return entry.status();
   const absl::Status done = With(job, dir, [&](CheckpointRoot* root) {
-    return pin ? root->Pin(entry->step(), "") : root->Unpin(entry->step());
+    return pin ? root->Pin(entry->step(), note) : root->Unpin(entry->step());
   });
   if (!done.ok()) return done;
   return Find(job, dir, entry->step());
@@ -271,16 +301,15 @@ absl::StatusOr<CheckpointEntry> CheckpointArchive::Pin(const std::string& job,
 
 // ---- Verification.
 
-absl::StatusOr<std::vector<std::string>> CheckpointArchive::Verify(
-    const std::string& job, const std::string& dir, uint64_t step, const Progress& progress,
-    const std::atomic<bool>* cancelled) {
+absl::StatusOr<std::vector<std::string>> CheckpointArchive::Verify(const std::string& job,
+                                                                   const std::string& dir,
+                                                                   uint64_t step,
+                                                                   const VerifyOptions& options) {
   const absl::StatusOr<CheckpointEntry> entry = Find(job, dir, step);
   if (!entry.ok()) return entry.status();
-  const absl::StatusOr<std::unique_ptr<Folder>> folder =
-      options_.files->OpenFolder(entry->path());
+  const absl::StatusOr<std::unique_ptr<Folder>> folder = OpenFolderOf(dir, *entry);
   if (!folder.ok()) return folder.status();
-  const VerifyReport report =
-      VerifyStep(**folder, VerifyOptions{VerifyDepth::kContent, 1, progress, cancelled});
+  const VerifyReport report = VerifyStep(**folder, options);
   if (report.unreadable) return VerifyStatus(**folder, report);
   if (report.ok()) {
     const absl::Status marked = MarkVerified(*entry);
@@ -344,7 +373,9 @@ void CheckpointArchive::RunVerification() {
       next = std::move(unverified_.back());  // the newest matters most
       unverified_.pop_back();
     }
-    const auto problems = Verify(next.job, next.dir, next.step, {}, &stopping_);
+    VerifyOptions slowly;
+    slowly.cancelled = &stopping_;
+    const auto problems = Verify(next.job, next.dir, next.step, slowly);
     if (problems.ok() || absl::IsNotFound(problems.status()) || stopping_) continue;
     LogWarning("job {}: the checkpoint of step {} could not be verified: {}", next.job, next.step,
                std::string(problems.status().message()));

@@ -40,7 +40,6 @@ struct ArchiveOptions {
 class CheckpointArchive {
  public:
   using Listener = std::function<void(const CheckpointEvent&)>;
-  using Progress = std::function<void(uint64_t done, uint64_t total)>;
 
   static absl::StatusOr<std::unique_ptr<CheckpointArchive>> Open(ArchiveOptions options);
   // Ends a verification in progress.
@@ -61,12 +60,13 @@ class CheckpointArchive {
   absl::Status Delete(const std::string& job, const std::string& dir, uint64_t step, bool force,
                       uint64_t in_use);
   absl::StatusOr<CheckpointEntry> Pin(const std::string& job, const std::string& dir, uint64_t step,
-                                      bool pin);
-  // Reads every byte. What is wrong, in words; a checkpoint that is damaged goes to .quarantine.
-  // Unavailable when it could not be read or `cancelled`.
+                                      bool pin, const std::string& note = "");
+  // NotFound when it has gone meanwhile; DataLoss.
+  absl::StatusOr<Manifest> ManifestOf(const std::string& dir, const CheckpointEntry& entry);
+  // Reads every byte (options.depth is kContent). What is wrong, in words; a checkpoint that is damaged goes to .quarantine. Unavailable when it could
+  // not be read or was cancelled.
   absl::StatusOr<std::vector<std::string>> Verify(const std::string& job, const std::string& dir,
-                                                  uint64_t step, const Progress& progress,
-                                                  const std::atomic<bool>* cancelled);
+                                                  uint64_t step, const VerifyOptions& options);
 
   // `listener` hears of every change from now on, in order and without a lock of this class's callers;
   // it must be quick. Returns a number for Unwatch.
@@ -98,7 +98,11 @@ class CheckpointArchive {
   absl::StatusOr<std::vector<CheckpointEntry>> Scan(
       const std::string& job, const CheckpointRoot& root,
       const std::vector<CheckpointEntry>& known) const;
-  CheckpointEntry Describe(const std::string& job, uint64_t step, const std::string& path) const;
+  static CheckpointEntry Describe(const std::string& job, uint64_t step, const CheckpointRoot& root,
+                                  const std::string& path);
+  // Below the root; it stays the same folder when it is moved.
+  absl::StatusOr<std::unique_ptr<Folder>> OpenFolderOf(const std::string& dir,
+                                                       const CheckpointEntry& entry);
   void Tell(const std::vector<CheckpointEvent>& events) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status MarkVerified(const CheckpointEntry& entry) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status SetAside(const std::string& job, const std::string& dir, const CheckpointEntry& entry,

@@ -12,12 +12,15 @@
 #include "proto/job_spec.h"
 #include "scheduler/state/cluster_state.h"
 #include "trainer/checkpoint/format/manifest.h"
+#include "trainer/checkpoint/format/verify.h"
 
 namespace moesaic {
 namespace {
 
 constexpr int kJobNotFound = 3;
 constexpr int kDiscardTries = 100;
+// Of a verification that takes long, in the log.
+constexpr absl::Duration kProgressEvery = absl::Seconds(10);
 
 int ExitCodeOf(const absl::Status& status) {
   switch (status.code()) {
@@ -72,8 +75,16 @@ absl::StatusOr<uint64_t> CheckpointKeeper::ChooseNewest(const ChooseRestore& act
                                                         CheckpointRoot* root,
                                                         const std::vector<uint64_t>& before,
                                                         RestoreChosen* chosen) {
-  const absl::StatusOr<std::optional<uint64_t>> newest = root->NewestVerified(
-      action.verify_content ? VerifyDepth::kContent : VerifyDepth::kStructure);
+  VerifyOptions options;
+  options.depth = action.verify_content ? VerifyDepth::kContent : VerifyDepth::kStructure;
+  options.threads = ReadingThreads();
+  absl::Time next = clock_->Now() + kProgressEvery;
+  options.progress = [&](uint64_t done, uint64_t total) {
+    if (clock_->Now() < next) return;
+    next = clock_->Now() + kProgressEvery;
+    LogInfo("job {}: {} of {} bytes of a checkpoint are verified", action.job, done, total);
+  };
+  const absl::StatusOr<std::optional<uint64_t>> newest = root->NewestVerified(options);
   if (!newest.ok()) return newest.status();
   const uint64_t step = newest->value_or(0);
   for (const uint64_t other : before) {
@@ -115,11 +126,11 @@ absl::Status CheckpointKeeper::ChooseInto(const ChooseRestore& action, Checkpoin
   if (step == 0) return absl::OkStatus();
 
   chosen->path = root->StepPath(step);
-  const absl::StatusOr<StepFolder> folder = OpenCheckpoint(files_, chosen->path);
+  const absl::StatusOr<std::unique_ptr<Folder>> folder = root->OpenFolderAt(chosen->path);
   if (!folder.ok()) return folder.status();
-  const VerifyReport report = VerifyStep(*folder->folder, VerifyDepth::kStructure);
-  if (!report.ok()) return VerifyStatus(*folder->folder, report);
-  const absl::StatusOr<Manifest> manifest = ReadManifest(*folder->folder);
+  const VerifyReport report = VerifyStep(**folder, VerifyDepth::kStructure);
+  if (!report.ok()) return VerifyStatus(**folder, report);
+  const absl::StatusOr<Manifest> manifest = ReadManifest(**folder);
   if (!manifest.ok()) return manifest.status();
   chosen->state = manifest->state();
   return CompareSpecs(*manifest, action.spec, chosen->path, &chosen->trajectory_changes);
@@ -134,9 +145,6 @@ CheckpointStaged CheckpointKeeper::Stage(const StageCheckpoint& action) {
         if (staging.ok()) staged.staging = *std::move(staging);
         return staging.status();
       });
-  if (!staged.status.ok()) {
-    archive_->GivenUp(action.job, action.step, std::string(staged.status.message()));
-  }
   return staged;
 }
 
@@ -165,9 +173,6 @@ CommitFinished CheckpointKeeper::Commit(const CommitCheckpoint& action) {
         }
         return absl::OkStatus();
       });
-  if (!finished.status.ok()) {
-    archive_->GivenUp(action.job, action.step, std::string(finished.status.message()));
-  }
   return finished;
 }
 

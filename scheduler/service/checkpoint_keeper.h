@@ -18,14 +18,13 @@ namespace moesaic {
 class CheckpointKeeper {
  public:
   // `binary`: version and build, for manifests. The others must outlive the keeper.
-  CheckpointKeeper(CheckpointArchive* archive, FileSystem* files, const Clock* clock,
-                   std::string binary)
-      : archive_(archive), files_(files), clock_(clock), binary_(std::move(binary)) {}
+  CheckpointKeeper(CheckpointArchive* archive, const Clock* clock, std::string binary)
+      : archive_(archive), clock_(clock), binary_(std::move(binary)) {}
 
-  // resume "auto": the newest step that verifies, by its structure or (verify_content) every byte; broken ones are set aside, with a note. When
-  // there are steps and none verifies, DataLoss: a silent start from nothing would look like
-  // progress lost. "never": a new start. A number: that step. Steps after the chosen one are set
-  // aside, never deleted.
+  // resume "auto": the newest step that verifies, by its structure or (verify_content) every byte, on
+  // several threads; broken ones are set aside, with a note. When there are steps and none verifies,
+  // DataLoss: a silent start from nothing would look like progress lost. "never": a new start. A
+  // number: that step. Steps after the chosen one are set aside, never deleted.
   RestoreChosen Choose(const ChooseRestore& action);
   CheckpointStaged Stage(const StageCheckpoint& action);
   // Proof of coverage, manifest, rename, then retention.
@@ -49,7 +48,6 @@ class CheckpointKeeper {
                                         RestoreChosen* chosen);
 
   CheckpointArchive* const archive_;
-  FileSystem* const files_;
   const Clock* const clock_;
   const std::string binary_;
   std::map<std::string, std::string> folders_;  // checkpoint.dir of each job that has staged

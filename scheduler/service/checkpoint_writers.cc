@@ -22,13 +22,15 @@ absl::Status NoSuchSave(const std::string& staging) {
 absl::StatusOr<std::string> CheckpointWriters::Begin(const BeginCheckpointRequest& request) {
   const WorkerIdentity& writer = request.writer();
   if (const absl::Status current = core_->CheckGeneration(writer); !current.ok()) return current;
-  if (request.step() == 0 || request.ranks() == 0 || request.ranks() > kMaxRanks) {
-    return absl::InvalidArgumentError(fmt::format("a save of step {} by {} ranks", request.step(),
-                                                  request.ranks()));
-  }
-  for (const auto& [staging, save] : TakeStale()) Discard(staging, save);
   absl::StatusOr<JobSpec> spec = core_->GetSpec(writer.job());
   if (!spec.ok()) return spec.status();
+  if (request.step() == 0 || request.step() > spec->train().steps() || request.ranks() == 0 ||
+      request.ranks() > kMaxRanks) {
+    return absl::InvalidArgumentError(
+        fmt::format("a save of step {} by {} ranks, of a job of {} steps", request.step(),
+                    request.ranks(), spec->train().steps()));
+  }
+  for (const auto& [staging, save] : TakeStale()) Discard(staging, save, "its generation is over");
   {
     MutexLock lock(&mutex_);
     if (saves_.size() >= kMaxSaves) return absl::ResourceExhaustedError("too many saves at once");
@@ -102,11 +104,15 @@ absl::StatusOr<CheckpointEntry> CheckpointWriters::Commit(const CommitCheckpoint
         return still.ok() ? root->Commit(commit).status() : still;
       });
   if (!committed.ok()) {
-    Discard(request.staging(), save);
-    core_->archive().GivenUp(save.writer.job(), save.step, std::string(committed.message()));
+    Discard(request.staging(), save, std::string(committed.message()));
     return committed;
   }
-  return core_->archive().Find(save.writer.job(), save.spec.checkpoint().dir(), save.step);
+  absl::StatusOr<CheckpointEntry> entry =
+      core_->archive().Find(save.writer.job(), save.spec.checkpoint().dir(), save.step);
+  if (!entry.ok()) return entry.status();
+  // Refused where the job has ended meanwhile: then nobody goes on from it.
+  core_->Handle(StepCommitted{save.writer.job(), save.step, entry->path()}).IgnoreError();
+  return entry;
 }
 
 std::vector<std::pair<std::string, CheckpointWriters::Save>> CheckpointWriters::TakeStale() {
@@ -124,7 +130,9 @@ std::vector<std::pair<std::string, CheckpointWriters::Save>> CheckpointWriters::
   return stale;
 }
 
-void CheckpointWriters::Discard(const std::string& staging, const Save& save) {
+void CheckpointWriters::Discard(const std::string& staging, const Save& save,
+                                const std::string& why) {
+  core_->archive().GivenUp(save.writer.job(), save.step, why);
   const absl::Status status =
       core_->archive().With(save.writer.job(), save.spec.checkpoint().dir(),
                             [&](CheckpointRoot* root) { return root->Abort(staging); });

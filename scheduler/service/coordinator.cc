@@ -86,8 +86,7 @@ absl::Status CoordinatorCore::OpenArchive() {
       CheckpointArchive::Open(std::move(archive));
   if (!opened.ok()) return opened.status();
   archive_ = *std::move(opened);
-  keeper_ = std::make_unique<CheckpointKeeper>(archive_.get(), options_.files, options_.clock,
-                                               options_.binary);
+  keeper_ = std::make_unique<CheckpointKeeper>(archive_.get(), options_.clock, options_.binary);
   return absl::OkStatus();
 }
 
@@ -190,6 +189,10 @@ void CoordinatorCore::Do(const Action& action, Deliveries* deliveries) {
   } else if (const auto* publish = std::get_if<PublishEvent>(&action)) {
     if (options_.log_events) LogEvent(publish->job, publish->event);
     Wake(publish->job, deliveries);
+  } else if (const auto* given_up = std::get_if<TellGivenUp>(&action)) {
+    deliveries->push_back([this, told = *given_up] {
+      archive_->GivenUp(told.job, told.step, told.why);
+    });
   } else if (std::optional<BackgroundWork> work = InBackground(action)) {
     background_.push_back(*std::move(work));
     changed_.NotifyAll();
@@ -391,6 +394,13 @@ std::vector<JobStatus> CoordinatorCore::ListJobs() const {
     return a.submitted_unix_ns() < b.submitted_unix_ns();
   });
   return jobs;
+}
+
+size_t CoordinatorCore::CountLiveJobs() const {
+  MutexLock lock(&mutex_);
+  size_t live = 0;
+  for (const std::string& job : state_.jobs()) live += !HasEnded(state_.status(job)->state());
+  return live;
 }
 
 std::vector<NodeStatus> CoordinatorCore::ListNodes() const {

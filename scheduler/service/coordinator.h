@@ -99,6 +99,7 @@ class CoordinatorCore {
   absl::StatusOr<JobStatus> GetJob(const std::string& job) const;
   // By time of submission.
   std::vector<JobStatus> ListJobs() const;
+  size_t CountLiveJobs() const;  // that have not ended
   std::vector<NodeStatus> ListNodes() const;
   absl::StatusOr<JobSpec> GetSpec(const std::string& job) const;
   // Whether `writer` is of the job's current generation and has its token; its rank and incarnation

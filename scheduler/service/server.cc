@@ -240,11 +240,17 @@ class ProgressReactor : public grpc::ServerBidiReactor<StepReport, Control> {
   bool opened_ = false;
 };
 
+// "10.0.0.1" of "ipv4:10.0.0.1:4711".
+std::string HostOf(const std::string& peer) {
+  const size_t begin = peer.find(':') + 1;
+  return peer.substr(begin, peer.rfind(':') - begin);
+}
+
 class Service : public Coordinator::CallbackService {
  public:
   Service(CoordinatorCore* core, Security security, const ServerOptions& options)
       : core_(core), security_(security), limits_(options.queue_limits), log_reader_(core),
-        fault_edge_(core, options.allow_chaos) {}
+        fault_edge_(core, options.allow_chaos), submissions_(options.submissions) {}
 
   // Ends the streams that only this side would end.
   void Shutdown() { log_reader_.Shutdown(); }
@@ -256,6 +262,10 @@ class Service : public Coordinator::CallbackService {
     const absl::Status valid = CheckSubmission(*request);
     if (!valid.ok()) return Answer(context, valid);
     reply->set_job(request->spec().name());
+    MutexLock lock(&submitting_);  // from the count of jobs to the new one
+    const absl::Status admitted = submissions_.Admit(HostOf(context->peer()),
+                                                     core_->CountLiveJobs(), core_->clock().Now());
+    if (!admitted.ok()) return Answer(context, admitted);
     return Answer(context, core_->Handle(JobSubmitted{request->spec(), request->resume()}));
   }
   grpc::ServerUnaryReactor* GetJob(grpc::CallbackServerContext* context, const JobRef* request,
@@ -348,6 +358,8 @@ class Service : public Coordinator::CallbackService {
   const QueueLimits limits_;
   LogReader log_reader_;
   const FaultEdge fault_edge_;
+  Mutex submitting_;
+  SubmissionLimiter submissions_ ABSL_GUARDED_BY(submitting_);
 };
 
 Security SecurityOf(const ServerOptions& options) {

@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "scheduler/client/credentials.h"
 #include "scheduler/service/coordinator.h"
+#include "scheduler/service/submission_limits.h"
 
 namespace moesaic {
 
@@ -25,6 +26,7 @@ struct ServerOptions {
   bool insecure = false;
   QueueLimits queue_limits;  // of each stream
   bool allow_chaos = false;  // InjectFault
+  SubmissionLimits submissions;
 };
 
 class CoordinatorServer {

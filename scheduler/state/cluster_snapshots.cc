@@ -63,16 +63,31 @@ absl::Status ClusterState::On(const CommitFinished& event) {
   }
   const absl::StatusOr<bool> committed = job->snapshots.Committed(event, this);
   if (!committed.ok()) return committed.status();
-  if (*committed) {
-    JobStatus* status = job->record.mutable_status();
-    status->set_committed_step(event.step);
-    status->set_committed_path(event.path);
-    status->set_committed_unix_ns(absl::ToUnixNanos(now_));
-    Transition(job, status->state(), std::string(status->reason()));
-    Note(job, fmt::format("step {} is saved in {}", event.step, event.path));
-  }
+  if (*committed) RecordCommit(job, event.step, event.path);
   FinishIfClean(job);
   return absl::OkStatus();
+}
+
+absl::Status ClusterState::On(const StepCommitted& event) {
+  Job* job = FindJob(event.job);
+  if (job == nullptr || job->ended()) {
+    return absl::FailedPreconditionError(fmt::format("stale commit of job {}", event.job));
+  }
+  job->snapshots.CommittedElsewhere(event.step, this);
+  RecordCommit(job, event.step, event.path);
+  FinishIfClean(job);
+  return absl::OkStatus();
+}
+
+void ClusterState::RecordCommit(Job* job, uint64_t step, const std::string& path) {
+  JobStatus* status = job->record.mutable_status();
+  if (step >= status->committed_step()) {  // an older one may come after it
+    status->set_committed_step(step);
+    status->set_committed_path(path);
+    status->set_committed_unix_ns(absl::ToUnixNanos(now_));
+    Transition(job, status->state(), std::string(status->reason()));
+  }
+  Note(job, fmt::format("step {} is saved in {}", step, path));
 }
 
 void ClusterState::FollowSnapshots(Job* job) {

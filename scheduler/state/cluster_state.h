@@ -265,6 +265,7 @@ class ClusterState final : private SnapshotEdge {
   void EndLive(Job* job, Cause cause, bool now);
   void KillLive(Job* job, bool now);
   void FinishIfClean(Job* job);
+  void RecordCommit(Job* job, uint64_t step, const std::string& path);
   bool MustWaitForDisk(Job* job);
   void FinishGeneration(Job* job);
   void FinishFailed(Job* job, const Generation& ended);
@@ -279,6 +280,7 @@ class ClusterState final : private SnapshotEdge {
   absl::Status On(const CheckpointStaged& event);
   absl::Status On(const ShardsReported& event);
   absl::Status On(const CommitFinished& event);
+  absl::Status On(const StepCommitted& event);
   // The control word and the durable record of memory follow the snapshots.
   void FollowSnapshots(Job* job);
 

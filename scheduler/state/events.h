@@ -91,6 +91,12 @@ struct CommitFinished {
   absl::Status status;
   std::string path;
 };
+// A writer that is no agent committed a step (proto/checkpoint_service.proto): it is on disk.
+struct StepCommitted {
+  std::string job;
+  uint64_t step = 0;
+  std::string path;
+};
 // Other bounds for the number of nodes of a job.
 struct ResizeRequested {
   std::string job;
@@ -118,7 +124,7 @@ struct Tick {};
 
 using Event = std::variant<JobSubmitted, StopRequested, AgentJoined, AgentRenewed, AgentLost,
                            GenerationEnd, ShardsReported, RankTableAsked, RankReady, StepReported,
-                           SnapshotReported, RestoreChosen, CheckpointStaged, CommitFinished,
+                           SnapshotReported, RestoreChosen, CheckpointStaged, CommitFinished, StepCommitted,
                            ResizeRequested, NodeChangeRequested, AgentPreempted, CopiesReported, Tick>;
 
 // ---- Actions.
@@ -178,8 +184,15 @@ struct DiscardStaging {
   std::string staging;
 };
 
+// A save that was to go to disk has failed: for those who watch checkpoints.
+struct TellGivenUp {
+  std::string job;
+  uint64_t step = 0;
+  std::string why;
+};
+
 using Action = std::variant<SendToAgent, PushControl, AnswerReady, PublishEvent, ChooseRestore,
-                            StageCheckpoint, CommitCheckpoint, DiscardStaging>;
+                            StageCheckpoint, CommitCheckpoint, DiscardStaging, TellGivenUp>;
 
 struct Outcome {
   // Of the sender's request. An event that is refused changes nothing.

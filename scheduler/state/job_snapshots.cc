@@ -444,10 +444,16 @@ absl::StatusOr<bool> JobSnapshots::Committed(const CommitFinished& event, Snapsh
   }
   found->second.disk = Disk::kDone;
   found->second.staging.clear();
-  committed_ = event.step;
+  committed_ = std::max(committed_, event.step);
   Prune(edge);
   Pump(edge);
   return true;
+}
+
+void JobSnapshots::CommittedElsewhere(uint64_t step, SnapshotEdge* edge) {
+  committed_ = std::max(committed_, step);
+  Prune(edge);
+  Pump(edge);
 }
 
 void JobSnapshots::GiveUp(uint64_t step, const std::string& why, SnapshotEdge* edge) {
@@ -458,6 +464,7 @@ void JobSnapshots::GiveUp(uint64_t step, const std::string& why, SnapshotEdge* e
   if (!snapshot->staging.empty()) edge->Do(DiscardStaging{spec_.name(), snapshot->staging});
   if (was_wanted) {
     if (snapshot->origin == origin_) aborted_ = std::max(aborted_, step);
+    if (snapshot->OnItsWay() || Due(step)) edge->Do(TellGivenUp{spec_.name(), step, why});
     edge->Tell(spec_.name(), fmt::format("the checkpoint of step {} was given up: {}", step, why));
   }
   snapshot->staging.clear();

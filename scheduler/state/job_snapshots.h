@@ -91,6 +91,9 @@ class JobSnapshots {
   // Whether it is on disk now.
   absl::StatusOr<bool> Committed(const CommitFinished& event, SnapshotEdge* edge);
 
+  // Somebody else has put a step on disk.
+  void CommittedElsewhere(uint64_t step, SnapshotEdge* edge);
+
   // ---- Questions.
   // Step, kept steps and committed step of the control word.
   void FillControl(Control* control) const;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <deque>
 #include <optional>
 #include <string>
 
@@ -17,6 +18,7 @@ namespace moesaic {
 namespace {
 
 constexpr char kToken[] = "token";
+constexpr char kStaged[] = "/c/.staging/s";
 
 void Require(bool holds) {
   if (!holds) std::abort();
@@ -45,6 +47,11 @@ JobSpec SmallSpec() {
   return spec;
 }
 
+ShardsPersisted InStaging(ShardsPersisted shards) {
+  if (shards.staging().empty()) shards.set_staging(kStaged);
+  return shards;
+}
+
 class Cluster {
  public:
   Cluster() {
@@ -62,14 +69,30 @@ class Cluster {
     // An event that is refused has no effect.
     Require(outcome.status.ok() || (outcome.records.empty() && outcome.actions.empty()));
     for (const Action& action : outcome.actions) {
-      if (const auto* choose = std::get_if<ChooseRestore>(&action)) asked_ = *choose;
+      if (const std::optional<Event> answer = Answer(action)) asked_.push_back(*answer);
     }
-    if (!asked_) return;
-    RestoreChosen chosen;
-    chosen.job = asked_->job;
-    chosen.attempt = asked_->attempt;
-    asked_.reset();
-    Do(chosen);
+    while (!asked_.empty()) {
+      const Event next = std::move(asked_.front());
+      asked_.pop_front();
+      Do(next);
+    }
+  }
+
+  // As the disk would: there is nothing to start from, and every save succeeds.
+  static std::optional<Event> Answer(const Action& action) {
+    if (const auto* choose = std::get_if<ChooseRestore>(&action)) {
+      RestoreChosen chosen;
+      chosen.job = choose->job;
+      chosen.attempt = choose->attempt;
+      return chosen;
+    }
+    if (const auto* stage = std::get_if<StageCheckpoint>(&action)) {
+      return CheckpointStaged{stage->job, stage->generation, stage->step, absl::OkStatus(), kStaged};
+    }
+    if (const auto* commit = std::get_if<CommitCheckpoint>(&action)) {
+      return CommitFinished{commit->job, commit->generation, commit->step, absl::OkStatus(), "/c"};
+    }
+    return std::nullopt;
   }
 
   void Pass(absl::Duration time) {
@@ -89,7 +112,7 @@ class Cluster {
       case AgentMessage::kRenewal: return Do(AgentRenewed{agent, incarnation});
       case AgentMessage::kEnded: return Do(GenerationEnd{agent, incarnation, message.ended()});
       case AgentMessage::kPersisted:
-        return Do(ShardsReported{agent, incarnation, message.persisted()});
+        return Do(ShardsReported{agent, incarnation, InStaging(message.persisted())});
       case AgentMessage::kReplicated:
         return Do(CopiesReported{agent, incarnation, message.replicated()});
       case AgentMessage::kPreempted:
@@ -101,7 +124,7 @@ class Cluster {
  private:
   absl::Time now_ = absl::FromUnixSeconds(1000);
   ClusterState state_{ClusterOptions(), {}, now_};
-  std::optional<ChooseRestore> asked_;
+  std::deque<Event> asked_;
 };
 
 WorkerIdentity Known(WorkerIdentity worker) {

@@ -226,6 +226,13 @@ TEST_F(ClusterVerbsTest, LogsThatLeadOutOfTheRunFolderAreNotRead) {
     EXPECT_NE(result.exit_code, kExitOk) << rank;
     EXPECT_EQ(result.out, "") << rank;
   }
+  // Nor where a folder on the way is a link.
+  Log("a", "rank-2.log", "mine\n");
+  std::filesystem::rename(dir_ + "/a/logs", dir_ + "/elsewhere");
+  std::filesystem::create_directory_symlink(dir_ + "/elsewhere", dir_ + "/a/logs");
+  const Result result = Moesaic({"logs", "a", "--rank", "2"});
+  EXPECT_NE(result.exit_code, kExitOk);
+  EXPECT_EQ(result.out, "");
 }
 
 TEST_F(ClusterVerbsTest, NodesAreListedAndChanged) {

@@ -110,7 +110,7 @@ TEST_F(CheckpointArchiveTest, CatalogRebuiltEqualsCatalogKept) {
   ASSERT_TRUE(archive_->Pin("tiny", kDir, 5, true).ok());
   ASSERT_TRUE(archive_->Delete("tiny", kDir, 3, false, 0).ok());
   Damage(9);
-  ASSERT_TRUE(archive_->Verify("tiny", kDir, 9, {}, nullptr).ok());
+  ASSERT_TRUE(archive_->Verify("tiny", kDir, 9, VerifyOptions()).ok());
   const std::vector<std::string> kept = Rebuildable(List());
   ASSERT_EQ(kept.size(), 3u);  // 5, 7 and 9 in quarantine
   Open(false, "/another.sqlite");
@@ -160,14 +160,14 @@ TEST_F(CheckpointArchiveTest, VerifyReportsProgressAndRemembers) {
   Commit(3);
   uint64_t last = 0;
   uint64_t total = 0;
-  const auto problems = archive_->Verify(
-      "tiny", kDir, 0,
-      [&](uint64_t done, uint64_t all) {
-        EXPECT_GE(done, last);
-        last = done;
-        total = all;
-      },
-      nullptr);
+  VerifyOptions options;
+  options.threads = 3;
+  options.progress = [&](uint64_t done, uint64_t all) {
+    EXPECT_GE(done, last);
+    last = done;
+    total = all;
+  };
+  const auto problems = archive_->Verify("tiny", kDir, 0, options);
   ASSERT_TRUE(problems.ok()) << problems.status();
   EXPECT_THAT(*problems, IsEmpty());
   EXPECT_EQ(last, total);

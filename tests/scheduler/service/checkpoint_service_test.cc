@@ -71,6 +71,14 @@ class CheckpointServiceTest : public ClusterOfOne {
   std::vector<ShardsPersisted> Persist(const std::string& staging, uint64_t step) {
     return *PersistTiny(&FileSystem::System(), staging, 2, step, start_.generation());
   }
+  PersistSnapshot WaitForPersist() {
+    while (true) {
+      for (const AgentCommand& command : agent_->messages()) {
+        if (command.has_persist()) return command.persist();
+      }
+      std::this_thread::yield();
+    }
+  }
   ListCheckpointsReply List() {
     grpc::ClientContext context;
     ListCheckpointsRequest request;
@@ -144,6 +152,50 @@ TEST_F(CheckpointServiceTest, ASaveWithAHoleIsNotCommitted) {
   EXPECT_TRUE(absl::IsFailedPrecondition(Commit(Writer(), 7, *staging).status()));
   EXPECT_EQ(List().checkpoints_size(), 0);
   EXPECT_FALSE(std::filesystem::exists(*staging));
+}
+
+TEST_F(CheckpointServiceTest, WhatAWriterOfTheRunCommitsIsTheJobs) {
+  const auto save = [&](uint64_t step) {
+    const auto staging = Begin(Writer(), step);
+    ASSERT_TRUE(staging.ok()) << staging.status();
+    for (const ShardsPersisted& shards : Persist(*staging, step)) ASSERT_TRUE(Report(shards).ok());
+    ASSERT_TRUE(Commit(Writer(), step, *staging).ok());
+  };
+  save(7);
+  EXPECT_EQ(core_->GetJob(start_.job())->committed_step(), 7u);
+  EXPECT_EQ(core_->GetJob(start_.job())->committed_path(), List().checkpoints(0).path());
+  save(5);  // comes late
+  EXPECT_EQ(core_->GetJob(start_.job())->committed_step(), 7u);
+  EXPECT_EQ(List().checkpoints_size(), 2);
+  EXPECT_TRUE(absl::IsInvalidArgument(Begin(Writer(), Spec().train().steps() + 1).status()));
+}
+
+TEST_F(CheckpointServiceTest, ASaveThatAnAgentReportsAsFailedIsGivenUpOnce) {
+  std::vector<CheckpointEvent> events;
+  Mutex mutex;
+  const uint64_t watch = core_->archive().Watch([&](const CheckpointEvent& event) {
+    MutexLock lock(&mutex);
+    events.push_back(event);
+  });
+  const uint64_t step = Spec().train().steps();
+  SnapshotReported copied;
+  *copied.report.mutable_worker() = Writer();
+  copied.report.set_step(step);
+  *copied.report.mutable_state() = TinyState(step);
+  ASSERT_TRUE(core_->Handle(copied).ok());
+  ShardsReported failed{"n1", "i", {}};
+  failed.report.set_staging(WaitForPersist().staging());
+  failed.report.set_job(start_.job());
+  failed.report.set_generation(start_.generation());
+  failed.report.set_step(step);
+  failed.report.set_error("no space left");
+  ASSERT_TRUE(core_->Handle(failed).ok());
+  core_->archive().Unwatch(watch);
+  MutexLock lock(&mutex);
+  ASSERT_EQ(events.size(), 1u);
+  EXPECT_EQ(events[0].kind(), CheckpointEvent::GIVEN_UP);
+  EXPECT_EQ(events[0].checkpoint().step(), step);
+  EXPECT_THAT(events[0].detail(), HasSubstr("no space left"));
 }
 
 TEST_F(CheckpointServiceTest, PeoplePinVerifyDeleteAndWatch) {

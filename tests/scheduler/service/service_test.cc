@@ -47,7 +47,9 @@ class ServiceTest : public ::testing::Test {
     auto core = CoordinatorCore::Open(options);
     ASSERT_TRUE(core.ok()) << core.status();
     core_ = *std::move(core);
-    auto server = CoordinatorServer::Start(core_.get(), ServerOptions());
+    ServerOptions serving;
+    serving.submissions = submissions_;
+    auto server = CoordinatorServer::Start(core_.get(), serving);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
     stub_ = Coordinator::NewStub(OpenCoordinatorChannel(server_->address()));
@@ -64,10 +66,11 @@ class ServiceTest : public ::testing::Test {
     spec.mutable_run()->set_dir(dir_);
     return spec;
   }
-  absl::Status Submit(const std::string& resume = "auto") {
+  absl::Status Submit(const std::string& resume = "auto", const std::string& name = "a") {
     grpc::ClientContext context;
     SubmitJobRequest request;
     *request.mutable_spec() = Spec();
+    request.mutable_spec()->set_name(name);
     request.set_resume(resume);
     SubmitJobReply reply;
     return FromGrpc(stub_->SubmitJob(&context, request, &reply));
@@ -109,10 +112,29 @@ class ServiceTest : public ::testing::Test {
 
   std::string dir_;
   HandClock clock_;
+  SubmissionLimits submissions_;
   std::unique_ptr<CoordinatorCore> core_;
   std::unique_ptr<CoordinatorServer> server_;
   std::unique_ptr<Coordinator::Stub> stub_;
 };
+
+TEST_F(ServiceTest, AClientThatSubmitsTooOftenIsToldWhenToTryAgain) {
+  StopServer();
+  submissions_ = {.per_minute = 6, .burst = 2, .live_jobs = 2};
+  StartServer();
+  ASSERT_TRUE(Submit().ok());
+  EXPECT_FALSE(absl::IsResourceExhausted(Submit()));  // of that name there is one already
+  const absl::Status often = Submit();
+  EXPECT_TRUE(absl::IsResourceExhausted(often)) << often;
+  EXPECT_THAT(often.message(), HasSubstr("127.0.0.1 submits too often"));
+  EXPECT_THAT(often.message(), HasSubstr("try again in 10 s"));
+  clock_.Advance(10);
+  EXPECT_TRUE(Submit("auto", "b").ok());
+  clock_.Advance(60);
+  const absl::Status many = Submit("auto", "c");
+  EXPECT_TRUE(absl::IsResourceExhausted(many)) << many;
+  EXPECT_THAT(many.message(), HasSubstr("2 jobs have not ended"));
+}
 
 TEST_F(ServiceTest, ListensOnLoopbackOnly) {
   EXPECT_EQ(server_->address().rfind("127.0.0.1:", 0), 0u);

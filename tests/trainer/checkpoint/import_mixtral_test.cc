@@ -2,10 +2,12 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <map>
@@ -308,6 +310,37 @@ TEST_F(ImportMixtralTest, DamageLeavesNothingBehind) {
   const absl::Status status = Import();
   EXPECT_TRUE(absl::IsDataLoss(status)) << status;
   EXPECT_THAT(status.message(), HasSubstr("/hf/model.safetensors"));
+}
+
+// On the machine's own file system: a file of the model that is something else is refused at once.
+TEST_F(ImportMixtralTest, FilesThatLeadElsewhereAreNotRead) {
+  namespace fs = std::filesystem;
+  WriteOne(ELEMENT_BF16);
+  std::string pattern = ::testing::TempDir() + "/moesaic-import-XXXXXX";
+  const std::string dir = mkdtemp(pattern.data());
+  const auto import = [&] {
+    fs::remove_all(dir + "/out");
+    return ImportMixtral(&FileSystem::System(), {dir + "/hf", dir + "/out", "", "test", {}, {}})
+        .status();
+  };
+  fs::create_directory(dir + "/hf");
+  for (const std::string name : {"config.json", "model.safetensors"}) {
+    std::ofstream(dir + "/hf/" + name, std::ios::binary) << files_.Read("/hf/" + name);
+  }
+  ASSERT_TRUE(import().ok()) << import();
+  for (const std::string name : {"config.json", "model.safetensors"}) {
+    const std::string path = dir + "/hf/" + name;
+    fs::rename(path, dir + "/outside");
+    fs::create_symlink(dir + "/outside", path);
+    EXPECT_FALSE(import().ok()) << name;
+    fs::remove(path);
+    ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);
+    EXPECT_FALSE(import().ok()) << name;
+    fs::remove(path);
+    fs::rename(dir + "/outside", path);
+  }
+  ASSERT_TRUE(import().ok());
+  fs::remove_all(dir);
 }
 
 class ExportMixtralTest : public ImportMixtralTest {

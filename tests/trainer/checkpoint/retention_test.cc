@@ -212,6 +212,25 @@ TEST_F(RootTest, C9_TheLastStepThatVerifiesStaysWhateverTheRule) {
   EXPECT_EQ(*root_->NewestVerified(VerifyDepth::kContent), 2u);
 }
 
+TEST_F(RootTest, TheNewestThatVerifiesIsFoundOnSeveralThreads) {
+  for (uint64_t step = 1; step <= 3; ++step) Commit(step, 1);
+  Damage(3);
+  std::string flipped = files_.Read(root_->StepPath(2) + "/x-L001-E0002.safetensors");
+  flipped.back() = static_cast<char>(flipped.back() ^ 1);
+  files_.Write(root_->StepPath(2) + "/x-L001-E0002.safetensors", flipped);
+  uint64_t last = 0, whole = 0;
+  VerifyOptions options;
+  options.threads = 4;
+  options.progress = [&](uint64_t done, uint64_t total) {
+    last = done;
+    whole = total;
+  };
+  EXPECT_EQ(*root_->NewestVerified(options), 1u);
+  EXPECT_EQ(last, whole);  // of the step that was taken
+  EXPECT_GT(whole, 0u);
+  EXPECT_EQ(root_->Quarantined()->size(), 2u);
+}
+
 TEST_F(RootTest, APinIsDurableAndOfAStepThatIsThere) {
   Commit(1, 1);
   EXPECT_TRUE(absl::IsNotFound(root_->Pin(7, "")));

@@ -87,7 +87,7 @@ absl::StatusOr<std::vector<ShardsPersisted>> PersistTiny(FileSystem* files,
                                                          const std::string& staging,
                                                          uint32_t ranks, uint64_t step,
                                                          uint64_t generation, int frozen) {
-  absl::StatusOr<std::unique_ptr<Folder>> folder = files->OpenFolder(staging);
+  absl::StatusOr<std::unique_ptr<Folder>> folder = OpenStaging(files, staging);
   if (!folder.ok()) return folder.status();
   const std::vector<std::vector<ShardSource>> sources = TinySources(ranks, step, frozen);
   const std::unique_ptr<EarlierStep> earlier = OpenEarlierStep(files, staging, step);

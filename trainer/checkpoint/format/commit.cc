@@ -19,7 +19,6 @@
 namespace moesaic {
 namespace {
 
-constexpr char kStaging[] = ".staging";
 constexpr uint64_t kMaxTokenizerBytes = 1ull << 30;
 
 struct StagingName {
@@ -185,11 +184,11 @@ std::string CheckpointRoot::StepPath(uint64_t step) const {
 absl::StatusOr<std::vector<uint64_t>> CheckpointRoot::Steps() const { return ListSteps(*root_); }
 
 absl::StatusOr<std::string> CheckpointRoot::BeginStaging(uint64_t step, uint64_t generation) {
-  absl::StatusOr<std::unique_ptr<Folder>> parent = OpenOrMakeFolder(root_.get(), kStaging);
+  absl::StatusOr<std::unique_ptr<Folder>> parent = OpenOrMakeFolder(root_.get(), kStagingFolder);
   if (!parent.ok()) return parent.status();
   const std::string name = absl::StrCat("step-", step, ".g", generation, ".", UniqueSuffix());
   if (absl::Status made = (*parent)->MakeFolder(name); !made.ok()) return made;
-  return absl::StrCat(path(), "/", kStaging, "/", name);
+  return absl::StrCat(path(), "/", kStagingFolder, "/", name);
 }
 
 absl::StatusOr<CommittedStep> CheckpointRoot::Commit(const CommitRequest& request) {
@@ -202,7 +201,7 @@ absl::StatusOr<CommittedStep> CheckpointRoot::Commit(const CommitRequest& reques
   absl::StatusOr<Manifest> manifest = MakeManifest(request, *staging);
   if (!manifest.ok()) return manifest.status();
 
-  absl::StatusOr<std::unique_ptr<Folder>> parent = root_->OpenFolder(kStaging);
+  absl::StatusOr<std::unique_ptr<Folder>> parent = root_->OpenFolder(kStagingFolder);
   if (!parent.ok()) return parent.status();
   absl::StatusOr<std::unique_ptr<Folder>> folder = (*parent)->OpenFolder(name);
   if (!folder.ok()) return folder.status();
@@ -246,7 +245,7 @@ absl::StatusOr<CommittedStep> CheckpointRoot::Publish(const std::string& name,
 
   absl::StatusOr<bool> there = IsThere(manifest);
   if (!there.ok()) return there.status();
-  absl::StatusOr<std::unique_ptr<Folder>> parent = root_->OpenFolder(kStaging);
+  absl::StatusOr<std::unique_ptr<Folder>> parent = root_->OpenFolder(kStagingFolder);
   if (!parent.ok()) return parent.status();
   if (*there) {
     committed.was_there = true;
@@ -296,7 +295,7 @@ absl::StatusOr<bool> CheckpointRoot::IsThere(const Manifest& manifest) {
 }
 
 absl::Status CheckpointRoot::Abort(const std::string& staging) {
-  absl::StatusOr<std::unique_ptr<Folder>> parent = root_->OpenFolder(kStaging);
+  absl::StatusOr<std::unique_ptr<Folder>> parent = root_->OpenFolder(kStagingFolder);
   if (absl::IsNotFound(parent.status())) return absl::OkStatus();
   if (!parent.ok()) return parent.status();
   return RemoveTree(parent->get(), staging.substr(staging.rfind('/') + 1));
@@ -355,20 +354,23 @@ absl::Status CheckpointRoot::Remove(uint64_t step, bool force) {
   if (!std::ranges::binary_search(*steps, step)) {
     return absl::NotFoundError(absl::StrCat("there is no checkpoint of step ", step, " in ", path()));
   }
-  if (!force && steps->size() == 1) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("step ", step, " is the only checkpoint in ", path()));
-  }
   if (force) {
     if (absl::Status unpinned = Unpin(step); !unpinned.ok()) return unpinned;
+    return DeleteStep(root_.get(), step);
   }
-  return DeleteStep(root_.get(), step);
+  const absl::Status deleted =
+      steps->size() > 1 ? DeleteStep(root_.get(), step)
+                        : absl::FailedPreconditionError(absl::StrCat(
+                              "step ", step, " is the only checkpoint in ", path()));
+  if (!absl::IsFailedPrecondition(deleted)) return deleted;
+  return absl::FailedPreconditionError(
+      absl::StrCat(deleted.message(), "; --force removes it all the same"));
 }
 
 absl::Status CheckpointRoot::Sweep(uint64_t live_generation) {
   if (absl::Status removed = RemoveTree(root_.get(), kTrash); !removed.ok()) return removed;
   if (absl::Status swept = SweepPins(root_.get()); !swept.ok()) return swept;
-  absl::StatusOr<std::unique_ptr<Folder>> staging = root_->OpenFolder(kStaging);
+  absl::StatusOr<std::unique_ptr<Folder>> staging = root_->OpenFolder(kStagingFolder);
   if (absl::IsNotFound(staging.status())) return absl::OkStatus();
   if (!staging.ok()) return staging.status();
   absl::StatusOr<std::vector<FolderEntry>> entries = (*staging)->List();

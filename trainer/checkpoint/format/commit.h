@@ -68,6 +68,12 @@ class CheckpointRoot {
   // Committed steps, ascending.
   absl::StatusOr<std::vector<uint64_t>> Steps() const;
 
+  // A folder that this root gave out the path of: a step, or one in quarantine. No symbolic link is
+  // followed below the root.
+  absl::StatusOr<std::unique_ptr<Folder>> OpenFolderAt(const std::string& path) const {
+    return OpenBelow(*root_, path);
+  }
+
   // Makes "<path>/.staging/step-<step>.g<generation>.<unique>" and returns it.
   absl::StatusOr<std::string> BeginStaging(uint64_t step, uint64_t generation);
 

@@ -1,6 +1,8 @@
 #include "trainer/checkpoint/format/file_system.h"
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 
 namespace moesaic {
 
@@ -17,6 +19,22 @@ absl::StatusOr<std::unique_ptr<Folder>> OpenOrMakeFolder(Folder* parent, const s
   absl::Status made = parent->MakeFolder(name);
   if (!made.ok() && !absl::IsAlreadyExists(made)) return made;
   return parent->OpenFolder(name);
+}
+
+absl::StatusOr<std::unique_ptr<Folder>> OpenBelow(const Folder& root, absl::string_view path) {
+  absl::string_view below = path;
+  if (!absl::ConsumePrefix(&below, root.path()) || !absl::ConsumePrefix(&below, "/")) {
+    return absl::InvalidArgumentError(absl::StrCat(path, " is not below ", root.path()));
+  }
+  std::unique_ptr<Folder> folder;
+  const Folder* at = &root;
+  for (const absl::string_view part : absl::StrSplit(below, '/')) {
+    absl::StatusOr<std::unique_ptr<Folder>> next = at->OpenFolder(std::string(part));
+    if (!next.ok()) return next.status();
+    folder = *std::move(next);
+    at = folder.get();
+  }
+  return folder;
 }
 
 absl::Status RemoveTree(Folder* parent, const std::string& name) {

@@ -14,6 +14,7 @@
 
 namespace moesaic {
 
+inline constexpr char kStagingFolder[] = ".staging";
 inline constexpr char kTrash[] = ".trash";
 inline constexpr char kQuarantine[] = ".quarantine";
 

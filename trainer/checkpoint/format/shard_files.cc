@@ -7,13 +7,16 @@
 #include <optional>
 #include <utility>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
 #include "base/log.h"
 #include "trainer/checkpoint/format/box.h"
 #include "trainer/checkpoint/format/durable_file.h"
 #include "trainer/checkpoint/format/manifest.h"
 #include "trainer/checkpoint/format/safetensors.h"
+#include "trainer/checkpoint/format/set_aside.h"
 
 namespace moesaic {
 namespace {
@@ -280,14 +283,33 @@ class ShardFileSet {
 
 }  // namespace
 
+namespace {
+
+// The root of "<root>/.staging/<name>".
+absl::StatusOr<std::unique_ptr<Folder>> OpenRootOf(FileSystem* files, const std::string& staging) {
+  const std::vector<absl::string_view> parts = absl::StrSplit(staging, '/');
+  if (parts.size() < 3 || parts[parts.size() - 2] != kStagingFolder ||
+      absl::c_linear_search(parts, "..")) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("\"", staging, "\" is not <checkpoint.dir>/", kStagingFolder, "/<name>"));
+  }
+  const size_t root = staging.size() - parts.back().size() - sizeof(kStagingFolder) - 1;
+  return files->OpenFolder(root == 0 ? "/" : staging.substr(0, root));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Folder>> OpenStaging(FileSystem* files,
+                                                    const std::string& staging) {
+  absl::StatusOr<std::unique_ptr<Folder>> folder = OpenRootOf(files, staging);
+  if (folder.ok()) folder = (*folder)->OpenFolder(kStagingFolder);
+  if (folder.ok()) folder = (*folder)->OpenFolder(staging.substr(staging.rfind('/') + 1));
+  return folder;
+}
+
 std::unique_ptr<EarlierStep> OpenEarlierStep(FileSystem* files, const std::string& staging,
                                              uint64_t step) {
-  // <root>/.staging/<name>
-  const size_t name = staging.rfind('/');
-  const size_t folder = name == std::string::npos ? name : staging.rfind('/', name - 1);
-  if (folder == std::string::npos) return nullptr;
-  const absl::StatusOr<std::unique_ptr<Folder>> root =
-      files->OpenFolder(folder == 0 ? "/" : staging.substr(0, folder));
+  const absl::StatusOr<std::unique_ptr<Folder>> root = OpenRootOf(files, staging);
   if (!root.ok()) return nullptr;
   absl::StatusOr<std::vector<uint64_t>> steps = ListSteps(**root);
   if (!steps.ok()) return nullptr;

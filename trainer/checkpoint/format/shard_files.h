@@ -26,8 +26,13 @@ struct EarlierStep {
   Manifest manifest;
 };
 
-// The newest step before `step` in the root that `staging` (a path as BeginStaging returns it) lies
-// in. Null when there is none that can be read: then everything is written.
+// The staging folder at a path that came from a coordinator: "<root>/.staging/<name>", as BeginStaging
+// returns it. InvalidArgument for a path of another form or with a part ".."; below the root no symbolic
+// link is followed.
+absl::StatusOr<std::unique_ptr<Folder>> OpenStaging(FileSystem* files, const std::string& staging);
+
+// The newest step before `step` in the root that `staging` (a path as above) lies in. Null when there is
+// none that can be read: then everything is written.
 std::unique_ptr<EarlierStep> OpenEarlierStep(FileSystem* files, const std::string& staging,
                                              uint64_t step);
 

@@ -1,8 +1,10 @@
 #include "trainer/checkpoint/format/verify.h"
 
 #include <algorithm>
+#include <functional>
 #include <iterator>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <set>
 #include <thread>
@@ -271,9 +273,14 @@ class StepVerifier {
     }
     ReadProgress progress(options_, report_.bytes);
     std::vector<Findings> of_file(manifest_.files_size());
-    std::atomic<int> next = 0;
+    std::vector<int> order(manifest_.files_size());
+    std::iota(order.begin(), order.end(), 0);
+    std::ranges::stable_sort(order, std::ranges::greater(),
+                             [&](int i) { return manifest_.files(i).bytes(); });
+    std::atomic<size_t> next = 0;
     const auto work = [&] {
-      for (int i = next++; i < manifest_.files_size(); i = next++) {
+      for (size_t k = next++; k < order.size(); k = next++) {
+        const int i = order[k];
         of_file[i] =
             FileVerifier(step_, options_.depth, manifest_.files(i), shards[i], &progress).Run();
       }
@@ -310,6 +317,10 @@ class StepVerifier {
 };
 
 }  // namespace
+
+int ReadingThreads() {
+  return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, 8);
+}
 
 VerifyReport VerifyStep(const Folder& step, const VerifyOptions& options) {
   return StepVerifier(step, options).Run();

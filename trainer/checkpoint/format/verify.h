@@ -36,9 +36,12 @@ struct VerifyReport {
   bool ok() const { return problems.empty(); }
 };
 
+// Threads for reading: as many as cores, but a few, since one seldom fills a disk.
+int ReadingThreads();
+
 struct VerifyOptions {
   VerifyDepth depth = VerifyDepth::kContent;
-  // Files are read on this many threads (the caller's is one of them).
+  // Files are read on this many threads (the caller's is one of them), the largest first.
   int threads = 1;
   // Called now and then with the bytes that are read and those that will be, from one thread at a
   // time; may be empty.
