@@ -3,15 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 
 namespace moesaic {
-
-double SubmissionLimiter::TokensAt(const Bucket& bucket, absl::Time now) const {
-  const double filled =
-      bucket.tokens + absl::ToDoubleMinutes(now - bucket.at) * limits_.per_minute;
-  return std::min(filled, static_cast<double>(std::max(limits_.burst, 1u)));
-}
 
 absl::Status SubmissionLimiter::Admit(const std::string& client, size_t live_jobs,
                                       absl::Time now) {
@@ -22,18 +15,18 @@ absl::Status SubmissionLimiter::Admit(const std::string& client, size_t live_job
                     live_jobs));
   }
   if (limits_.per_minute <= 0) return absl::OkStatus();
-  const double full = std::max(limits_.burst, 1u);
-  std::erase_if(buckets_, [&](const auto& entry) { return TokensAt(entry.second, now) >= full; });
-  const auto [bucket, fresh] = buckets_.try_emplace(client, Bucket{full, now});
-  bucket->second = {TokensAt(bucket->second, now), now};
-  if (bucket->second.tokens < 1) {
-    const double wait = (1 - bucket->second.tokens) / limits_.per_minute * 60;
+  std::erase_if(full_, [&](const auto& entry) { return entry.second <= now; });
+  const absl::Duration token = absl::Minutes(1) / limits_.per_minute;
+  absl::Time& full = full_.try_emplace(client, now).first->second;
+  const absl::Duration wait = full + token - now - token * std::max(limits_.burst, 1u);
+  if (wait > absl::ZeroDuration()) {
     return absl::ResourceExhaustedError(
         fmt::format("{} submits too often ({} a minute, {} at once): try again in {} s (moesaic "
                     "coordinator --submit-rate)",
-                    client, limits_.per_minute, full, static_cast<int64_t>(std::ceil(wait))));
+                    client, limits_.per_minute, limits_.burst,
+                    absl::ToInt64Seconds(absl::Ceil(wait, absl::Seconds(1)))));
   }
-  bucket->second.tokens -= 1;
+  full += token;
   return absl::OkStatus();
 }
 

@@ -32,18 +32,12 @@ class SubmissionLimiter {
   absl::Status Admit(const std::string& client, size_t live_jobs, absl::Time now);
 
   // Clients that are remembered: those that have submitted within the time in which a bucket fills.
-  size_t clients() const { return buckets_.size(); }
+  size_t clients() const { return full_.size(); }
 
  private:
-  struct Bucket {
-    double tokens = 0;
-    absl::Time at;
-  };
-
-  double TokensAt(const Bucket& bucket, absl::Time now) const;
-
   const SubmissionLimits limits_;
-  std::map<std::string, Bucket> buckets_;  // a client without one has a full bucket
+  // When each client's bucket will be full again; that of a client who is not here is full.
+  std::map<std::string, absl::Time> full_;
 };
 
 }  // namespace moesaic

@@ -12,6 +12,7 @@
 #include "launcher/verbs/ckpt_cluster.h"
 #include "tests/scheduler/service/cluster_of_one.h"
 #include "tests/trainer/checkpoint/tiny_job.h"
+#include "trainer/checkpoint/format/manifest.h"
 
 namespace moesaic {
 namespace {

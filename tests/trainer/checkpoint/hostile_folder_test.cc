@@ -132,7 +132,7 @@ TEST_P(HostileFolderTest, TheFoldersOfARootAreNotFollowed) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Tricks, HostileFolderTest, ::testing::ValuesIn(kTricks),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         [](const auto& trick) { return std::string(trick.param.name); });
 
 TEST(ConfinedPaths, OnlyPathsBelowTheRootAreOpened) {
   std::string pattern = ::testing::TempDir() + "/moesaic-below-XXXXXX";
