@@ -71,7 +71,9 @@ class CkptClusterTest : public ClusterOfOne {
 
   std::string At(uint64_t step) const { return job_ + "@" + std::to_string(step); }
   std::string PathOf(uint64_t step) const {
-    return dir_ + "/checkpoints/" + StepFolderName(step);
+    return std::filesystem::path(dir_ + "/checkpoints/" + StepFolderName(step))
+        .lexically_normal()
+        .string();
   }
 
   std::string job_;
