@@ -17,6 +17,8 @@
 namespace moesaic {
 namespace {
 
+using ::testing::HasSubstr;
+
 class HandClock : public Clock {
  public:
   absl::Time Now() const override { return absl::FromUnixSeconds(seconds_.load()); }
