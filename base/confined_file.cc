@@ -10,10 +10,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <utility>
 #include <vector>
 
 #include "absl/strings/str_split.h"
+#include "base/descriptor.h"
 #include "base/foreign_text.h"
 
 namespace moesaic {
@@ -22,25 +22,6 @@ namespace {
 // O_NONBLOCK: a FIFO would block the open.
 constexpr int kFile = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
 constexpr int kFolder = O_RDONLY | O_DIRECTORY | O_CLOEXEC;
-
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  ~Descriptor() {
-    if (fd_ >= 0) close(fd_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  int get() const { return fd_; }
-  int Release() { return std::exchange(fd_, -1); }
-  void Reset(int fd) {
-    if (fd_ >= 0) close(fd_);
-    fd_ = fd;
-  }
-
- private:
-  int fd_;
-};
 
 absl::StatusCode CodeOf(int error) {
   switch (error) {
@@ -105,7 +86,7 @@ absl::StatusOr<int> OpenConfinedByParts(const std::string& root, const std::stri
   const std::string name = parts.back();
   parts.pop_back();
   for (const std::string& part : parts) {
-    folder.Reset(openat(folder.get(), part.c_str(), kFolder | O_NOFOLLOW));
+    folder = Descriptor(openat(folder.get(), part.c_str(), kFolder | O_NOFOLLOW));
     if (folder.get() < 0) return Error(root, path, errno);
   }
   Descriptor file(openat(folder.get(), name.c_str(), kFile));

@@ -2,8 +2,6 @@
 // memory, writing and reading files. All ratios come from one run.
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <grpcpp/server.h>
-#include <grpcpp/server_builder.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -18,9 +16,10 @@
 #include <vector>
 
 #include "absl/time/clock.h"
+#include "launcher/agent/peer_service.h"
 #include "launcher/agent/snapshot_memory.h"
-#include "proto/agent.grpc.pb.h"
-#include "scheduler/client/channel.h"
+#include "scheduler/certs/authority.h"
+#include "scheduler/client/snapshot_peer.h"
 #include "trainer/checkpoint/format/box.h"
 #include "trainer/checkpoint/format/shard_files.h"
 #include "trainer/checkpoint/restore.h"
@@ -56,24 +55,15 @@ double BestSeconds(int repeats, const std::function<void()>& run) {
   return best;
 }
 
-class AgentOverGrpc : public AgentService::Service {
- public:
-  explicit AgentOverGrpc(const SnapshotMemory* memory) : memory_(memory) {}
-  grpc::Status GetSnapshotIndex(grpc::ServerContext*, const SnapshotRef* snapshot,
-                                SnapshotIndex* index) override {
-    auto found = memory_->Index(*snapshot);
-    if (found.ok()) *index = *std::move(found);
-    return ToGrpc(found.status());
-  }
-  grpc::Status ReadSnapshot(grpc::ServerContext*, const ReadSnapshotRequest* request,
-                            grpc::ServerWriter<SnapshotBytes>* writer) override {
-    return ToGrpc(memory_->Read(
-        *request, [writer](const SnapshotBytes& piece) { return writer->Write(piece); }));
-  }
-
- private:
-  const SnapshotMemory* const memory_;
-};
+// One host's certificate.
+TlsIdentity NewIdentity() {
+  const Validity validity{absl::Now() - absl::Hours(1), absl::Now() + absl::Hours(1)};
+  const auto authority = Authority::Create(validity);
+  Require(authority.status());
+  const auto pair = authority->Issue(ROLE_AGENT, "", validity);
+  Require(pair.status());
+  return {authority->pair().certificate, pair->certificate, pair->key};
+}
 
 class RecoveryBench {
  public:
@@ -123,12 +113,19 @@ class RecoveryBench {
     Say("floor: read of a file in the page cache", read_floor, 0, "");
     Say("restore from disk (page cache)", DiskSeconds(), read_floor, "read");
     Say("restore from own memory", OwnSeconds(), memcpy_floor, "memcpy");
-    Say("restore from a peer's memory, loopback", PeerSeconds(), memcpy_floor, "memcpy");
-    Say("copy of a peer's snapshot, loopback", ReplicateSeconds(), memcpy_floor, "memcpy");
+    for (const bool secure : {false, true}) {
+      const auto tls = secure ? std::optional(NewIdentity()) : std::nullopt;
+      const std::string how = secure ? ", TLS" : "";
+      Say("restore from a peer's memory" + how, PeerSeconds(tls), memcpy_floor, "memcpy");
+      Say("first copy of a peer's snapshot" + how, ReplicateSeconds(tls, false), memcpy_floor,
+          "memcpy");
+      Say("next copies of a peer's snapshot" + how, ReplicateSeconds(tls, true), memcpy_floor,
+          "memcpy");
+    }
   }
 
  private:
-  void Say(const char* what, double seconds, double floor, const char* of) const {
+  void Say(const std::string& what, double seconds, double floor, const char* of) const {
     const double rate = static_cast<double>(flags_.mebibytes) / 1024 / seconds;
     std::cout << fmt::format("{:44} {:8.1f} ms {:7.2f} GiB/s", what, seconds * 1e3, rate);
     if (floor > 0) std::cout << fmt::format("   {:.2f} of {}", floor / seconds, of);
@@ -160,16 +157,20 @@ class RecoveryBench {
     return seconds;
   }
 
-  // A taker takes buffers that are there for free ones, and uses them again.
+  // A new buffer each time, or one that has been used and is free again.
   double SnapshotSeconds(bool fresh) {
-    return BestSeconds(flags_.repeats, [&] {
+    auto taker = std::make_unique<SnapshotTaker>(worker_, 1, arena());
+    TrainingState state;
+    state.set_step(1);
+    Control all_free;
+    all_free.set_aborted_snapshot_step(1);
+    return BestSeconds(flags_.repeats + !fresh, [&] {
       if (fresh) {
+        taker = std::make_unique<SnapshotTaker>(worker_, 1, arena());
         std::filesystem::remove(arena() + ".0");
       }
-      SnapshotTaker taker(worker_, 1, arena());
-      TrainingState state;
-      state.set_step(1);
-      Require(taker.Take(state, objects_, flags_.threads).status());
+      taker->Settle(all_free);
+      Require(taker->Take(state, objects_, flags_.threads).status());
     });
   }
 
@@ -253,19 +254,16 @@ class RecoveryBench {
     });
   }
 
-  void Serve() {
-    if (server_ != nullptr) return;
+  std::shared_ptr<SnapshotPeer> Serve(const std::optional<TlsIdentity>& tls) {
     memory_.Admit("bench", 1, "t");
-    grpc::ServerBuilder builder;
-    ConfigureServer(&builder);
-    builder.AddListeningPort("127.0.0.1:0", ServerCredentials(std::nullopt), &port_);
-    builder.RegisterService(&agent_);
-    server_ = builder.BuildAndStart();
+    auto service = PeerService::Start({.tls = tls}, nullptr, &memory_);
+    Require(service.status());
+    service_ = *std::move(service);
+    return ConnectToSnapshotPeer(service_->address(), tls);
   }
-  std::string address() const { return fmt::format("127.0.0.1:{}", port_); }
 
-  double PeerSeconds() {
-    Serve();
+  double PeerSeconds(const std::optional<TlsIdentity>& tls) {
+    const std::shared_ptr<SnapshotPeer> peer = Serve(tls);
     SnapshotRef ref;
     ref.set_job("bench");
     ref.set_generation(1);
@@ -273,24 +271,31 @@ class RecoveryBench {
     ref.set_asking_generation(1);
     ref.set_token("t");
     return RestoreSeconds([&] {
-      auto source = OpenPeerSource(ConnectToSnapshotPeer(address(), std::nullopt), ref, "peer");
+      auto source = OpenPeerSource(peer, ref, "peer");
       Require(source.status());
       return *std::move(source);
     });
   }
 
-  double ReplicateSeconds() {
-    Serve();
+  // `again`: into the memory of an earlier copy.
+  double ReplicateSeconds(const std::optional<TlsIdentity>& tls, bool again) {
+    const std::shared_ptr<SnapshotPeer> peer = Serve(tls);
     const SnapshotMemory copies({.folder = disk_on_memory()});
     ReplicateSnapshot request;
     request.set_job("bench");
     request.set_generation(1);
     request.set_step(1);
-    request.set_from(address());
+    request.set_from(service_->address());
     request.set_token("t");
     request.add_ranks(0);
+    const std::string folder = disk_on_memory() + "/bench/copies/";
     return BestSeconds(flags_.repeats, [&] {
-      Require(copies.Replicate(request, ConnectToSnapshotPeer(address(), std::nullopt)).status());
+      if (!again) {
+        std::filesystem::remove_all(folder);
+      } else if (std::filesystem::exists(folder + "g1-r0-s1")) {
+        std::filesystem::rename(folder + "g1-r0-s1", folder + "g1-r0.free");
+      }
+      Require(copies.Replicate(request, peer).status());
     });
   }
   std::string disk_on_memory() const { return arenas_ + "/other"; }
@@ -303,9 +308,7 @@ class RecoveryBench {
   std::vector<std::vector<float>> values_, restored_;
   std::vector<SnapshotObject> objects_;
   SnapshotMemory memory_;
-  AgentOverGrpc agent_{&memory_};
-  int port_ = 0;
-  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<PeerService> service_;
 };
 
 int Main(int argc, char** argv) {

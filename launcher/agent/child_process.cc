@@ -11,11 +11,10 @@
 #include <cstring>
 
 #include "absl/strings/str_split.h"
+#include "base/exit_codes.h"
 
 namespace moesaic {
 namespace {
-
-constexpr int kCannotStart = 127;
 
 std::vector<char*> Pointers(std::vector<std::string>* strings) {
   std::vector<char*> pointers;
@@ -29,7 +28,7 @@ std::vector<char*> Pointers(std::vector<std::string>* strings) {
                          char* const* envp) {
   setpgid(0, 0);
   if (child.death_signal != 0) prctl(PR_SET_PDEATHSIG, child.death_signal);
-  if (getppid() != parent) _exit(kCannotStart);
+  if (getppid() != parent) _exit(kExitNotStarted);
   sigset_t none;
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);
@@ -40,7 +39,7 @@ std::vector<char*> Pointers(std::vector<std::string>* strings) {
   dup2(child.out, STDOUT_FILENO);
   dup2(child.err, STDERR_FILENO);
   execve(child.program.c_str(), argv, envp);
-  _exit(kCannotStart);
+  _exit(kExitNotStarted);
 }
 
 }  // namespace

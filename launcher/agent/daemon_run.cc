@@ -14,6 +14,7 @@
 
 #include "absl/time/clock.h"
 #include "base/clock.h"
+#include "base/exit_codes.h"
 #include "base/log.h"
 #include "launcher/agent/child_process.h"
 #include "launcher/agent/marked_processes.h"
@@ -29,7 +30,6 @@ constexpr absl::Duration kTermGrace = absl::Seconds(4);
 constexpr absl::Duration kHeadGrace = absl::Seconds(3);
 constexpr absl::Duration kKillLimit = absl::Seconds(10);
 constexpr absl::Duration kReapLimit = absl::Seconds(2);
-constexpr int kMissing = 127;
 
 }  // namespace
 
@@ -55,7 +55,7 @@ MpiRunResult DaemonRun::Run() {
     if (const absl::Status started = StartOrted(); started.ok()) {
       result = ResultOf(WaitForOrted());
     } else {
-      result = {.exit_code = kMissing, .first_failure = std::string(started.message())};
+      result = {.exit_code = kExitNotStarted, .first_failure = std::string(started.message())};
       MutexLock lock(&mutex_);
       failure_ = result.first_failure;
     }

@@ -15,6 +15,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "base/clock.h"
+#include "base/exit_codes.h"
 #include "base/foreign_text.h"
 #include "base/log.h"
 #include "launcher/agent/child_process.h"
@@ -23,7 +24,6 @@
 namespace moesaic {
 namespace {
 
-constexpr int kMissing = 127;
 constexpr int kPollMilliseconds = 50;
 constexpr char kHostCharacters[] =
     "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-";
@@ -134,7 +134,7 @@ absl::Status MpiRun::WriteHostFiles() const {
 
 MpiRunResult MpiRun::Run() {
   absl::Status status = Check();
-  if (!status.ok()) return {.exit_code = kMissing, .first_failure = std::string(status.message())};
+  if (!status.ok()) return {.exit_code = kExitNotStarted, .first_failure = std::string(status.message())};
   status = WriteHostFiles();
   if (!status.ok()) return {.exit_code = 1, .first_failure = std::string(status.message())};
   ChildProcess child;
@@ -144,7 +144,7 @@ MpiRunResult MpiRun::Run() {
   const auto path = child.environment.find("PATH");
   child.program = FindProgram(options_.mpirun, path == child.environment.end() ? "" : path->second);
   if (child.program.empty()) {
-    return {.exit_code = kMissing,
+    return {.exit_code = kExitNotStarted,
             .first_failure = fmt::format("{} was not found; install Open MPI (Debian: openmpi-bin)",
                                          options_.mpirun)};
   }

@@ -4,11 +4,75 @@
 #include <grpcpp/server_builder.h>
 
 #include <chrono>
+#include <iterator>
+#include <optional>
+#include <string>
 #include <utility>
 
 #include "scheduler/client/channel.h"
 
 namespace moesaic {
+namespace {
+
+absl::StatusOr<SnapshotRead> OpenRead(const SnapshotMemory& snapshots,
+                                      const grpc::ByteBuffer& bytes) {
+  grpc::ByteBuffer consumed = bytes;
+  ReadSnapshotRequest request;
+  const grpc::Status parsed =
+      grpc::SerializationTraits<ReadSnapshotRequest>::Deserialize(&consumed, &request);
+  if (!parsed.ok()) return FromGrpc(parsed);
+  return snapshots.Read(request);
+}
+
+// A SnapshotBytes with this piece as its data; the memory is lent until the message is gone.
+grpc::ByteBuffer Message(SnapshotPiece piece) {
+  std::string head(1, static_cast<char>(SnapshotBytes::kDataFieldNumber << 3 | 2));
+  for (uint64_t left = piece.bytes.size(); left > 0; left >>= 7) {
+    head.push_back(static_cast<char>((left & 0x7f) | (left > 0x7f ? 0x80 : 0)));
+  }
+  auto* lender = new SnapshotPiece(std::move(piece));
+  const grpc::Slice slices[] = {
+      grpc::Slice(head),
+      grpc::Slice(const_cast<std::byte*>(lender->bytes.data()), lender->bytes.size(),
+                  [](void* lent) { delete static_cast<SnapshotPiece*>(lent); }, lender)};
+  return grpc::ByteBuffer(slices, std::size(slices));
+}
+
+// One write at a time, each as soon as the caller has taken the one before.
+class ReadReactor : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
+ public:
+  explicit ReadReactor(absl::StatusOr<SnapshotRead> read) : read_(std::move(read)) {
+    if (read_.ok()) {
+      Next();
+    } else {
+      Finish(ToGrpc(read_.status()));
+    }
+  }
+  void OnWriteDone(bool ok) override {
+    if (ok) {
+      Next();
+    } else {
+      Finish(grpc::Status(grpc::StatusCode::CANCELLED, "the caller is gone"));
+    }
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  void Next() {
+    std::optional<SnapshotPiece> piece = read_->Next();
+    if (!piece) {
+      Finish(grpc::Status::OK);
+      return;
+    }
+    message_ = Message(*std::move(piece));
+    StartWrite(&message_);
+  }
+
+  absl::StatusOr<SnapshotRead> read_;
+  grpc::ByteBuffer message_;
+};
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<PeerService>> PeerService::Start(const PeerServiceOptions& options,
                                                                 GenerationRunner* generations,
@@ -19,6 +83,7 @@ absl::StatusOr<std::unique_ptr<PeerService>> PeerService::Start(const PeerServic
   std::unique_ptr<PeerService> service(new PeerService(generations, snapshots));
   grpc::ServerBuilder builder;
   ConfigureServer(&builder);
+  ConfigureForBulk(&builder);
   int port = 0;
   builder.AddListeningPort(options.listen, ServerCredentials(options.tls), &port);
   builder.RegisterService(service.get());
@@ -50,11 +115,9 @@ grpc::Status PeerService::GetSnapshotIndex(grpc::ServerContext*, const SnapshotR
   return grpc::Status::OK;
 }
 
-// Write waits while the caller is slow: no more than a piece is in memory here.
-grpc::Status PeerService::ReadSnapshot(grpc::ServerContext*, const ReadSnapshotRequest* request,
-                                       grpc::ServerWriter<SnapshotBytes>* writer) {
-  return ToGrpc(snapshots_->Read(
-      *request, [writer](const SnapshotBytes& piece) { return writer->Write(piece); }));
+grpc::ServerWriteReactor<grpc::ByteBuffer>* PeerService::ReadSnapshot(
+    grpc::CallbackServerContext*, const grpc::ByteBuffer* request) {
+  return new ReadReactor(OpenRead(*snapshots_, *request));
 }
 
 }  // namespace moesaic

@@ -22,8 +22,10 @@ struct PeerServiceOptions {
   bool insecure = false;  // plain text off loopback
 };
 
-// Thread-safe.
-class PeerService : private AgentService::Service {
+// Thread-safe. A snapshot's bytes go from its memory to the socket without a copy here, which is why
+// ReadSnapshot is served as bytes and not as a message.
+class PeerService
+    : private AgentService::WithRawCallbackMethod_ReadSnapshot<AgentService::Service> {
  public:
   // FailedPrecondition for plain text off loopback without `insecure`. `generations` and
   // `snapshots` must outlive this.
@@ -44,8 +46,8 @@ class PeerService : private AgentService::Service {
                          grpc::ServerWriter<DaemonOutput>* writer) override;
   grpc::Status GetSnapshotIndex(grpc::ServerContext* context, const SnapshotRef* snapshot,
                                 SnapshotIndex* index) override;
-  grpc::Status ReadSnapshot(grpc::ServerContext* context, const ReadSnapshotRequest* request,
-                            grpc::ServerWriter<SnapshotBytes>* writer) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* ReadSnapshot(
+      grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) override;
 
   GenerationRunner* const generations_;
   const SnapshotMemory* const snapshots_;

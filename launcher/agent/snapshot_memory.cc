@@ -9,13 +9,12 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <set>
 #include <system_error>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "scheduler/client/random_token.h"
-#include "trainer/checkpoint/format/checksum.h"
-#include "trainer/checkpoint/format/snapshot_arena.h"
 #include "trainer/checkpoint/object_source.h"
 #include "trainer/checkpoint/tasks.h"
 
@@ -24,6 +23,7 @@ namespace {
 
 constexpr char kCopies[] = "copies";
 constexpr char kUnfinished[] = ".tmp";
+constexpr char kFree[] = ".free";
 // Streams from one peer at a time.
 constexpr int kStreams = 4;
 
@@ -52,11 +52,15 @@ HeldSnapshot Describe(const SnapshotIndex& index, const std::string& path, bool 
   return held;
 }
 
+bool IsNoSnapshot(const std::string& path) {
+  return absl::EndsWith(path, kUnfinished) || absl::EndsWith(path, kFree);
+}
+
 // Those of one folder that are whole and of this job.
 std::vector<HeldSnapshot> HeldIn(const std::string& folder, const std::string& job, bool copy) {
   std::vector<HeldSnapshot> held;
   for (const std::string& path : FilesIn(folder)) {
-    if (absl::EndsWith(path, kUnfinished)) continue;
+    if (IsNoSnapshot(path)) continue;
     const auto reader = SnapshotReader::Open(path);
     if (reader.ok() && (*reader)->index().job() == job) {
       held.push_back(Describe((*reader)->index(), path, copy));
@@ -74,13 +78,17 @@ bool Same(const SnapshotIndex& index, const SnapshotRef& wanted) {
          index.rank() == wanted.rank() && index.state().step() == wanted.step();
 }
 
-std::string CopyName(uint64_t generation, uint32_t rank, uint64_t step) {
-  return fmt::format("g{}-r{}-s{}", generation, rank, step);
+std::string RankName(uint64_t generation, uint32_t rank) {
+  return fmt::format("g{}-r{}", generation, rank);
 }
 
-absl::StatusOr<std::unique_ptr<SnapshotReader>> OpenHeld(const std::string& folder,
-                                                         const SnapshotRef& wanted) {
-  const std::string own = fmt::format("{}/g{}-r{}", folder, wanted.generation(), wanted.rank());
+std::string CopyName(uint64_t generation, uint32_t rank, uint64_t step) {
+  return fmt::format("{}-s{}", RankName(generation, rank), step);
+}
+
+absl::StatusOr<std::shared_ptr<const SnapshotReader>> OpenHeld(const std::string& folder,
+                                                               const SnapshotRef& wanted) {
+  const std::string own = folder + "/" + RankName(wanted.generation(), wanted.rank());
   const std::string copy = fmt::format(
       "{}/{}/{}", folder, kCopies, CopyName(wanted.generation(), wanted.rank(), wanted.step()));
   for (const std::string& path : {own + ".0", own + ".1", copy}) {
@@ -95,26 +103,43 @@ absl::StatusOr<std::unique_ptr<SnapshotReader>> OpenHeld(const std::string& fold
 absl::Status CheckRange(const SnapshotIndex& index, const ReadSnapshotRequest::Range& range) {
   const bool there = range.object() < static_cast<uint32_t>(index.objects_size());
   const uint64_t bytes = there ? index.objects(static_cast<int>(range.object())).bytes() : 0;
-  if (there && range.begin() <= bytes && range.bytes() <= bytes - range.begin()) {
+  if (there && range.begin() <= bytes && range.bytes() <= bytes - range.begin() &&
+      range.begin() % kSnapshotChunk == 0 &&
+      (range.bytes() % kSnapshotChunk == 0 || range.begin() + range.bytes() == bytes)) {
     return absl::OkStatus();
   }
-  return absl::InvalidArgumentError(fmt::format("{} bytes from {} on are not in object {}",
-                                                range.bytes(), range.begin(), range.object()));
+  return absl::InvalidArgumentError(
+      fmt::format("{} bytes from {} on are not whole chunks of object {}", range.bytes(),
+                  range.begin(), range.object()));
 }
 
-absl::Status Send(const SnapshotReader& reader, const ReadSnapshotRequest::Range& range,
-                  const std::function<bool(const SnapshotBytes&)>& write) {
-  const uint64_t end = range.begin() + range.bytes();
-  const auto send = [&](uint64_t at, std::span<const std::byte> chunk) {
-    const uint64_t from = std::max(at, range.begin());
-    const auto wanted =
-        chunk.subspan(from - at, std::min(end, at + chunk.size()) - from);
-    SnapshotBytes piece;
-    piece.set_data(wanted.data(), wanted.size());
-    piece.set_xxh3(Xxh3Short(wanted));
-    return write(piece) ? absl::OkStatus() : absl::CancelledError("the caller is gone");
-  };
-  return reader.Read(static_cast<int>(range.object()), range.begin(), end, send);
+// Copies an object, each chunk straight to its place, where it is checked.
+absl::Status FetchObject(SnapshotPeer* peer, const SnapshotRef& snapshot, const SnapshotIndex& index,
+                         int i, SnapshotWriter* writer) {
+  const ArenaObject& object = index.objects(i);
+  ReadSnapshotRequest request;
+  *request.mutable_snapshot() = snapshot;
+  request.add_ranges()->set_object(static_cast<uint32_t>(i));
+  request.mutable_ranges(0)->set_bytes(object.bytes());
+  uint64_t at = 0;
+  const absl::Status read = peer->Read(request, [&](std::span<const std::byte> bytes) {
+    while (!bytes.empty()) {
+      if (at == object.bytes()) return absl::DataLossError("more bytes came than were asked for");
+      const uint64_t chunk = at / kSnapshotChunk;
+      const std::span<std::byte> place = writer->Place(i, chunk);
+      const auto rest = place.subspan(at % kSnapshotChunk);
+      const auto taken = bytes.first(std::min(rest.size(), bytes.size()));
+      std::memcpy(rest.data(), taken.data(), taken.size());
+      at += taken.size();
+      bytes = bytes.subspan(taken.size());
+      if (taken.size() < rest.size()) continue;
+      if (absl::Status right = CheckChunk(object, chunk, place); !right.ok()) return right;
+      writer->NoteChecksum(i, chunk, object.chunk_xxh3(static_cast<int>(chunk)));
+    }
+    return absl::OkStatus();
+  });
+  if (!read.ok()) return read;
+  return at == object.bytes() ? absl::OkStatus() : absl::DataLossError("the bytes end too early");
 }
 
 }  // namespace
@@ -141,6 +166,7 @@ void SnapshotMemory::Admit(const std::string& job, uint64_t generation, const st
 }
 
 void SnapshotMemory::Forget(const std::string& job) {
+  Close(job);
   MutexLock lock(&mutex_);
   std::erase_if(tokens_, [&](const auto& entry) { return entry.first.first == job; });
 }
@@ -156,25 +182,52 @@ absl::Status SnapshotMemory::CheckCaller(const SnapshotRef& snapshot) const {
                                                    snapshot.asking_generation(), snapshot.job()));
 }
 
+absl::StatusOr<std::shared_ptr<const SnapshotReader>> SnapshotMemory::Reader(
+    const SnapshotRef& wanted) const {
+  if (absl::Status known = CheckCaller(wanted); !known.ok()) return known;
+  const Name name(wanted.job(), wanted.generation(), wanted.rank(), wanted.step());
+  MutexLock lock(&mutex_);
+  const auto found = open_.find(name);
+  if (found != open_.end()) {
+    if (found->second->Stands()) return found->second;
+    open_.erase(found);
+  }
+  auto reader = OpenHeld(JobFolder(wanted.job()), wanted);
+  if (reader.ok()) open_[name] = *reader;
+  return reader;
+}
+
+void SnapshotMemory::Close(const std::string& job) const {
+  MutexLock lock(&mutex_);
+  std::erase_if(open_, [&](const auto& entry) { return std::get<0>(entry.first) == job; });
+}
+
 absl::StatusOr<SnapshotIndex> SnapshotMemory::Index(const SnapshotRef& snapshot) const {
-  if (absl::Status known = CheckCaller(snapshot); !known.ok()) return known;
-  const auto reader = OpenHeld(JobFolder(snapshot.job()), snapshot);
+  const auto reader = Reader(snapshot);
   if (!reader.ok()) return reader.status();
   return (*reader)->index();
 }
 
-absl::Status SnapshotMemory::Read(const ReadSnapshotRequest& request,
-                                  const std::function<bool(const SnapshotBytes&)>& write) const {
-  if (absl::Status known = CheckCaller(request.snapshot()); !known.ok()) return known;
-  const auto reader = OpenHeld(JobFolder(request.snapshot().job()), request.snapshot());
+absl::StatusOr<SnapshotRead> SnapshotMemory::Read(const ReadSnapshotRequest& request) const {
+  auto reader = Reader(request.snapshot());
   if (!reader.ok()) return reader.status();
   for (const ReadSnapshotRequest::Range& range : request.ranges()) {
     if (absl::Status valid = CheckRange((*reader)->index(), range); !valid.ok()) return valid;
   }
-  for (const ReadSnapshotRequest::Range& range : request.ranges()) {
-    if (absl::Status sent = Send(**reader, range, write); !sent.ok()) return sent;
+  return SnapshotRead(*std::move(reader), request);
+}
+
+std::optional<SnapshotPiece> SnapshotRead::Next() {
+  while (range_ < ranges_.size() && given_ == ranges_[range_].bytes()) {
+    ++range_;
+    given_ = 0;
   }
-  return absl::OkStatus();
+  if (range_ == ranges_.size()) return std::nullopt;
+  const ReadSnapshotRequest::Range& range = ranges_[range_];
+  const auto bytes = reader_->Chunk(static_cast<int>(range.object()),
+                                    (range.begin() + given_) / kSnapshotChunk);
+  given_ += bytes.size();
+  return SnapshotPiece{reader_, bytes};
 }
 
 absl::Status SnapshotMemory::CheckRoom(uint64_t bytes) const {
@@ -208,17 +261,18 @@ absl::StatusOr<HeldSnapshot> SnapshotMemory::CopyRank(
     if (object.bytes() > UINT64_MAX - bytes) return absl::DataLossError("its sizes overflow");
     bytes += object.bytes();
   }
-  if (absl::Status fits = CheckRoom(bytes); !fits.ok()) return fits;
-  const auto source = PeerSource(peer, ref, request.from(), *index);
-  const std::string path = fmt::format("{}/{}/{}", JobFolder(request.job()), kCopies,
-                                       CopyName(request.generation(), rank, request.step()));
+  const std::string copies = JobFolder(request.job()) + "/" + kCopies + "/";
+  const std::string path = copies + CopyName(request.generation(), rank, request.step());
+  const std::string free = copies + RankName(request.generation(), rank) + kFree;
+  std::error_code none;
+  const uint64_t at_hand = std::filesystem::file_size(free, none);
+  absl::Status fits = CheckRoom(none ? bytes : bytes - std::min(bytes, at_hand));
+  if (!fits.ok()) return fits;
+  if (!none) rename(free.c_str(), (path + kUnfinished).c_str());
   auto writer = SnapshotWriter::Create(path + kUnfinished, *index);
   if (!writer.ok()) return writer.status();
   absl::Status copied = RunTasks(index->objects_size(), kStreams, [&](int i) {
-    return source->Read(i, 0, index->objects(i).bytes(),
-                        [&](uint64_t at, std::span<const std::byte> chunk) {
-                          (*writer)->CopyChunk(i, at / kSnapshotChunk, chunk);
-                        });
+    return FetchObject(peer.get(), ref, *index, i, writer->get());
   });
   if (copied.ok()) copied = (*writer)->Finish();
   if (copied.ok() && rename((path + kUnfinished).c_str(), path.c_str()) != 0) {
@@ -262,14 +316,29 @@ void SnapshotMemory::Keep(const KeepSnapshots& keep, uint64_t running) const {
   };
   const std::string folder = JobFolder(keep.job());
   const std::string running_prefix = fmt::format("{}/g{}-r", folder, running);
+  std::set<std::string> alive;  // ranks that have a copy which is kept
+  std::vector<std::pair<std::string, std::string>> dropped;  // copies, and where their memory goes
   for (const std::string& from : {folder, folder + "/" + kCopies}) {
     for (const std::string& path : FilesIn(from)) {
-      if (absl::EndsWith(path, kUnfinished) || absl::StartsWith(path, running_prefix)) continue;
+      if (IsNoSnapshot(path) || absl::StartsWith(path, running_prefix)) continue;
       const auto reader = SnapshotReader::Open(path);
-      if (reader.ok() && needed((*reader)->index())) continue;
-      if (reader.ok() && from == folder && is_newer((*reader)->index())) continue;
-      unlink(path.c_str());  // not needed, or left half-written by a rank that died
+      const bool kept = reader.ok() && (needed((*reader)->index()) ||
+                                        (from == folder && is_newer((*reader)->index())));
+      if (from == folder || !reader.ok()) {
+        if (!kept) unlink(path.c_str());  // not needed, or left half-written by a rank that died
+        continue;
+      }
+      const SnapshotIndex& index = (*reader)->index();
+      const std::string free = from + "/" + RankName(index.generation(), index.rank()) + kFree;
+      if (kept) alive.insert(free);
+      if (!kept) dropped.emplace_back(path, free);
     }
+  }
+  for (const auto& [path, free] : dropped) {
+    if (!alive.contains(free) || rename(path.c_str(), free.c_str()) != 0) unlink(path.c_str());
+  }
+  for (const std::string& path : FilesIn(folder + "/" + kCopies)) {
+    if (absl::EndsWith(path, kFree) && !alive.contains(path)) unlink(path.c_str());
   }
 }
 

@@ -1,15 +1,18 @@
 // SnapshotMemory: the snapshots in an agent's folder, those of its own ranks and copies of peers'.
-// The files say what they are; nothing else is remembered.
+// The files say what they are; what is remembered of them is only that they are open.
 //
 //   <folder>/<job>/g<generation>-r<rank>.<buffer>           written by a rank of this host
 //   <folder>/<job>/copies/g<generation>-r<rank>-s<step>     copied from a peer; "….tmp" until whole
+//   <folder>/<job>/copies/g<generation>-r<rank>.free        memory for the next copy
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -18,8 +21,31 @@
 #include "base/mutex.h"
 #include "proto/agent.pb.h"
 #include "scheduler/client/snapshot_peer.h"
+#include "trainer/checkpoint/format/snapshot_arena.h"
 
 namespace moesaic {
+
+// A chunk of an object as it lies in memory, not checked. Valid as long as `from`.
+struct SnapshotPiece {
+  std::shared_ptr<const SnapshotReader> from;
+  std::span<const std::byte> bytes;
+};
+
+// What one call reads, chunk by chunk. Thread-compatible.
+class SnapshotRead {
+ public:
+  SnapshotRead(std::shared_ptr<const SnapshotReader> reader, const ReadSnapshotRequest& request)
+      : reader_(std::move(reader)), ranges_(request.ranges().begin(), request.ranges().end()) {}
+
+  // Nothing after the last.
+  std::optional<SnapshotPiece> Next();
+
+ private:
+  std::shared_ptr<const SnapshotReader> reader_;
+  std::vector<ReadSnapshotRequest::Range> ranges_;
+  size_t range_ = 0;
+  uint64_t given_ = 0;  // bytes of the range
+};
 
 struct SnapshotMemoryOptions {
   std::string folder;
@@ -39,12 +65,10 @@ class SnapshotMemory {
   void Admit(const std::string& job, uint64_t generation, const std::string& token);
 
   // What AgentService serves. FailedPrecondition "stale generation" for a caller of a generation that
-  // was not admitted, or with another token; NotFound: it is not held; InvalidArgument: a range
-  // outside its object; DataLoss: a checksum. Pieces are at most 1 MiB and do not cross ranges;
-  // `write` returns false when the caller is gone.
+  // was not admitted, or with another token; NotFound: it is not held; InvalidArgument: a range that
+  // is not of whole chunks of its object. Nothing is checked here: the reader has the checksums.
   absl::StatusOr<SnapshotIndex> Index(const SnapshotRef& snapshot) const;
-  absl::Status Read(const ReadSnapshotRequest& request,
-                    const std::function<bool(const SnapshotBytes&)>& write) const;
+  absl::StatusOr<SnapshotRead> Read(const ReadSnapshotRequest& request) const;
 
   // Copies the ranks' snapshots from `peer`, which `request.from` names, on several streams; every
   // chunk is checked, and a copy gets its name when it is whole. Copies of older steps stay until
@@ -54,14 +78,22 @@ class SnapshotMemory {
 
   // Removes the job's snapshots that are not in the list, except those of `running`, the generation
   // that runs here (0: none), and own ones that are newer than all of the list: ranks may have made
-  // them after it, the last ones of a generation that has stopped above all.
+  // them after it, the last ones of a generation that has stopped above all. The
+  // memory of one copy a rank stays for the next, as long as a copy of the same rank and generation is
+  // kept.
   void Keep(const KeepSnapshots& keep, uint64_t running) const;
 
   // Forgets the tokens of the job, whose files the caller removes.
   void Forget(const std::string& job);
 
  private:
+  // By job, generation, rank and step.
+  using Name = std::tuple<std::string, uint64_t, uint32_t, uint64_t>;
+
   absl::Status CheckCaller(const SnapshotRef& snapshot) const;
+  // The snapshot; opened once, for as long as it is held.
+  absl::StatusOr<std::shared_ptr<const SnapshotReader>> Reader(const SnapshotRef& wanted) const;
+  void Close(const std::string& job) const;
   absl::Status CheckRoom(uint64_t bytes) const;
   absl::StatusOr<HeldSnapshot> CopyRank(const ReplicateSnapshot& request, uint32_t rank,
                                         const std::shared_ptr<SnapshotPeer>& peer) const;
@@ -71,6 +103,7 @@ class SnapshotMemory {
   mutable Mutex mutex_;
   // By job and generation.
   std::map<std::pair<std::string, uint64_t>, std::string> tokens_ ABSL_GUARDED_BY(mutex_);
+  mutable std::map<Name, std::shared_ptr<const SnapshotReader>> open_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace moesaic

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "launcher/exit_codes.h"
+#include "base/exit_codes.h"
 
 namespace moesaic {
 

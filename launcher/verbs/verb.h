@@ -17,7 +17,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "launcher/exit_codes.h"
+#include "base/exit_codes.h"
 
 namespace moesaic {
 

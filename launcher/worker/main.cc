@@ -7,8 +7,8 @@
 #include <map>
 #include <string>
 
+#include "base/exit_codes.h"
 #include "base/log.h"
-#include "launcher/exit_codes.h"
 #include "launcher/worker/evaluate.h"
 #include "launcher/worker/generate.h"
 #include "launcher/worker/train.h"

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "absl/status/status.h"
-#include "launcher/exit_codes.h"
+#include "base/exit_codes.h"
 
 namespace moesaic {
 

@@ -13,8 +13,8 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "base/exit_codes.h"
 #include "launcher/build_info.h"
-#include "launcher/exit_codes.h"
 #include "parallel/comm/mpi.h"
 #include "scheduler/client/coordinator_client.h"
 #include "scheduler/client/snapshot_peer.h"

@@ -3,6 +3,7 @@
 #include <grpcpp/create_channel.h>
 
 #include <chrono>
+#include <utility>
 
 #include "scheduler/certs/certificate.h"
 
@@ -14,8 +15,8 @@ struct Setting {
   int value;
 };
 
-// A peer that is silent for 5 s is gone, as a lease is by default. Pings are sent without calls too and as often as they
-// come: a default server would cut such a client off (too_many_pings).
+// A peer that is silent for 5 s is gone, as a lease is by default. Pings are sent without calls too
+// and as often as they come: a default server would cut such a client off (too_many_pings).
 constexpr Setting kBothEnds[] = {
     {GRPC_ARG_KEEPALIVE_TIME_MS, 1000},
     {GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 4000},
@@ -40,16 +41,46 @@ constexpr Setting kClient[] = {
     {GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1},
 };
 
+// Both ends of connections that carry snapshots.
+constexpr Setting kBulk[] = {
+    {GRPC_ARG_HTTP2_MAX_FRAME_SIZE, 1 << 20},
+    {GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 4 << 20},
+    {GRPC_ARG_TCP_READ_CHUNK_SIZE, 256 << 10},
+};
+
+template <size_t kSize>
+void Set(const Setting (&settings)[kSize], grpc::ChannelArguments* arguments) {
+  for (const Setting& setting : settings) arguments->SetInt(setting.name, setting.value);
+}
+template <size_t kSize>
+void Set(const Setting (&settings)[kSize], grpc::ServerBuilder* builder) {
+  for (const Setting& setting : settings) builder->AddChannelArgument(setting.name, setting.value);
+}
+
+std::shared_ptr<grpc::Channel> Open(const std::string& target,
+                                    const std::optional<TlsIdentity>& tls,
+                                    const std::string& server_name,
+                                    grpc::ChannelArguments arguments) {
+  Set(kBothEnds, &arguments);
+  Set(kClient, &arguments);
+  if (tls) arguments.SetSslTargetNameOverride(server_name);
+  return grpc::CreateCustomChannel(target, ClientCredentials(tls), arguments);
+}
+
 }  // namespace
 
 std::shared_ptr<grpc::Channel> OpenChannel(const std::string& target,
                                            const std::optional<TlsIdentity>& tls,
                                            const std::string& server_name) {
+  return Open(target, tls, server_name, {});
+}
+
+std::shared_ptr<grpc::Channel> OpenBulkChannel(const std::string& target,
+                                               const std::optional<TlsIdentity>& tls,
+                                               const std::string& server_name) {
   grpc::ChannelArguments arguments;
-  for (const Setting& setting : kBothEnds) arguments.SetInt(setting.name, setting.value);
-  for (const Setting& setting : kClient) arguments.SetInt(setting.name, setting.value);
-  if (tls) arguments.SetSslTargetNameOverride(server_name);
-  return grpc::CreateCustomChannel(target, ClientCredentials(tls), arguments);
+  Set(kBulk, &arguments);
+  return Open(target, tls, server_name, std::move(arguments));
 }
 
 std::shared_ptr<grpc::Channel> OpenCoordinatorChannel(const std::string& target,
@@ -58,12 +89,14 @@ std::shared_ptr<grpc::Channel> OpenCoordinatorChannel(const std::string& target,
 }
 
 void ConfigureServer(grpc::ServerBuilder* builder) {
-  for (const Setting& setting : kBothEnds) builder->AddChannelArgument(setting.name, setting.value);
-  for (const Setting& setting : kServer) builder->AddChannelArgument(setting.name, setting.value);
+  Set(kBothEnds, builder);
+  Set(kServer, builder);
   // The builder adds its own after these.
   builder->SetMaxReceiveMessageSize(kMaxMessageBytes);
   builder->SetMaxSendMessageSize(kMaxMessageBytes);
 }
+
+void ConfigureForBulk(grpc::ServerBuilder* builder) { Set(kBulk, builder); }
 
 void SetDeadline(grpc::ClientContext* context, absl::Duration deadline) {
   context->set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(deadline));

@@ -33,6 +33,12 @@ std::shared_ptr<grpc::Channel> OpenCoordinatorChannel(
 // What every server of the cluster is set to: message sizes, streams, keep-alive, handshake limit.
 void ConfigureServer(grpc::ServerBuilder* builder);
 
+// The same for connections that carry snapshots: larger frames, reads and windows.
+std::shared_ptr<grpc::Channel> OpenBulkChannel(const std::string& target,
+                                               const std::optional<TlsIdentity>& tls,
+                                               const std::string& server_name);
+void ConfigureForBulk(grpc::ServerBuilder* builder);
+
 // Every call has one; only the streams of agents, workers and watchers live on.
 void SetDeadline(grpc::ClientContext* context, absl::Duration deadline);
 

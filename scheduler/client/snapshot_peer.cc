@@ -1,14 +1,15 @@
 #include "scheduler/client/snapshot_peer.h"
 
 #include <fmt/format.h>
+#include <grpcpp/generic/generic_stub.h>
 
 #include <utility>
+#include <vector>
 
 #include "absl/time/clock.h"
 #include "proto/agent.grpc.pb.h"
 #include "scheduler/certs/certificate.h"
 #include "scheduler/client/channel.h"
-#include "trainer/checkpoint/format/checksum.h"
 
 namespace moesaic {
 namespace {
@@ -17,12 +18,90 @@ constexpr absl::Duration kAnswerDeadline = absl::Seconds(5);
 // What the slowest network that is of use delivers.
 constexpr double kLeastBytesPerSecond = 8 << 20;
 constexpr absl::Duration kAskAgain = absl::Milliseconds(50);
+constexpr char kReadMethod[] = "/moesaic.AgentService/ReadSnapshot";
+constexpr uint64_t kDataTag = SnapshotBytes::kDataFieldNumber << 3 | 2;
+constexpr char kNoPiece[] = "an answer is no piece of a snapshot";
+
+// One call of ReadSnapshot whose answers are taken as the bytes that came, in slices, without a copy
+// into messages. Thread-compatible.
+class BytesCall {
+ public:
+  BytesCall(std::shared_ptr<grpc::Channel> channel, const std::string& method, absl::Duration deadline)
+      : stub_(std::move(channel)) {
+    SetDeadline(&context_, deadline);
+    call_ = stub_.PrepareCall(&context_, method, &queue_);
+  }
+  ~BytesCall() {
+    queue_.Shutdown();
+    while (Wait()) {
+    }
+  }
+
+  void Start(const google::protobuf::MessageLite& request) {
+    const std::string text = request.SerializeAsString();
+    const grpc::Slice slice(text);
+    call_->StartCall(this);
+    Wait();
+    call_->WriteLast(grpc::ByteBuffer(&slice, 1), grpc::WriteOptions(), this);
+    Wait();  // whether it went out, Finish says
+  }
+
+  // False after the last.
+  bool Read(std::vector<grpc::Slice>* message) {
+    grpc::ByteBuffer bytes;
+    call_->Read(&bytes, this);
+    return Wait() && bytes.Dump(message).ok();
+  }
+
+  void Cancel() { context_.TryCancel(); }
+
+  grpc::Status Finish() {
+    grpc::Status status;
+    call_->Finish(&status, this);
+    Wait();
+    return status;
+  }
+
+ private:
+  // One operation is under way at a time.
+  bool Wait() {
+    void* tag = nullptr;
+    bool ok = false;
+    return queue_.Next(&tag, &ok) && ok;
+  }
+
+  grpc::ClientContext context_;
+  grpc::CompletionQueue queue_;
+  grpc::GenericStub stub_;
+  std::unique_ptr<grpc::GenericClientAsyncReaderWriter> call_;
+};
+
+// Gives the sink the data of a SnapshotBytes, its only field, from the slices it came in.
+absl::Status GiveData(const std::vector<grpc::Slice>& message, const SnapshotPeer::Sink& sink) {
+  uint64_t length = 0;
+  int header = 0;  // bytes of it seen; -1: all
+  for (const grpc::Slice& slice : message) {
+    auto bytes = std::as_bytes(std::span(slice.begin(), slice.size()));
+    for (; header >= 0 && !bytes.empty(); bytes = bytes.subspan(1)) {
+      const auto byte = static_cast<uint64_t>(bytes.front());
+      if (header == 0 ? byte != kDataTag : header > 4) return absl::DataLossError(kNoPiece);
+      if (header > 0) length |= (byte & 0x7f) << (7 * (header - 1));
+      header = header > 0 && byte < 0x80 ? -1 : header + 1;
+    }
+    if (bytes.empty()) continue;
+    if (bytes.size() > length) return absl::DataLossError(kNoPiece);
+    length -= bytes.size();
+    if (absl::Status taken = sink(bytes); !taken.ok()) return taken;
+  }
+  return length == 0 ? absl::OkStatus() : absl::DataLossError(kNoPiece);
+}
 
 class GrpcSnapshotPeer : public SnapshotPeer {
  public:
   GrpcSnapshotPeer(const std::string& address, const std::optional<TlsIdentity>& tls)
       : address_(address),
-        stub_(AgentService::NewStub(OpenChannel(address, tls, ServerName(ROLE_AGENT)))) {}
+        channel_(OpenBulkChannel(address, tls, ServerName(ROLE_AGENT))),
+        stub_(AgentService::NewStub(channel_)) {}
 
   absl::StatusOr<SnapshotIndex> Index(const SnapshotRef& snapshot) override {
     const absl::Time end = absl::Now() + kAnswerDeadline;
@@ -41,19 +120,15 @@ class GrpcSnapshotPeer : public SnapshotPeer {
   absl::Status Read(const ReadSnapshotRequest& request, const Sink& sink) override {
     uint64_t wanted = 0;
     for (const auto& range : request.ranges()) wanted += range.bytes();
-    grpc::ClientContext context;
-    SetDeadline(&context, kAnswerDeadline + absl::Seconds(static_cast<double>(wanted) /
-                                                          kLeastBytesPerSecond));
-    const auto stream = stub_->ReadSnapshot(&context, request);
+    BytesCall call(channel_, kReadMethod,
+                   kAnswerDeadline + absl::Seconds(static_cast<double>(wanted) /
+                                                   kLeastBytesPerSecond));
+    call.Start(request);
     absl::Status status;
-    SnapshotBytes piece;
-    while (status.ok() && stream->Read(&piece)) {
-      const auto bytes = std::as_bytes(std::span(piece.data()));
-      status = Xxh3Short(bytes) == piece.xxh3() ? sink(bytes)
-                                                : absl::DataLossError("bytes changed on the way");
-    }
-    if (!status.ok()) context.TryCancel();
-    const grpc::Status ended = stream->Finish();
+    std::vector<grpc::Slice> message;
+    while (status.ok() && call.Read(&message)) status = GiveData(message, sink);
+    if (!status.ok()) call.Cancel();
+    const grpc::Status ended = call.Finish();
     return status.ok() ? Described("ReadSnapshot", ended) : status;
   }
 
@@ -65,6 +140,7 @@ class GrpcSnapshotPeer : public SnapshotPeer {
   }
 
   const std::string address_;
+  const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<AgentService::Stub> stub_;
 };
 

@@ -21,10 +21,11 @@ class SnapshotPeer {
   virtual ~SnapshotPeer() = default;
   // Errors of both: Unavailable and DeadlineExceeded (the host is away or silent),
   // FailedPrecondition ("stale generation": it does not know the asking generation, or its token is
-  // another), NotFound (it does not hold this snapshot), DataLoss (bytes changed on the way).
+  // another), NotFound (it does not hold this snapshot), DataLoss (no sense in what came).
   virtual absl::StatusOr<SnapshotIndex> Index(const SnapshotRef& snapshot) = 0;
-  // Gives the ranges' bytes, one range after another, in pieces of at most 1 MiB that do not cross
-  // ranges. An error of the sink ends the call and is returned.
+  // Gives the ranges' bytes, one after another in pieces of any size. Ranges are of whole chunks of
+  // the snapshot, so that the caller can check what comes against the index: nobody else does. An
+  // error of the sink ends the call and is returned.
   using Sink = std::function<absl::Status(std::span<const std::byte> bytes)>;
   virtual absl::Status Read(const ReadSnapshotRequest& request, const Sink& sink) = 0;
 };

@@ -25,13 +25,13 @@ constexpr absl::Duration kProgressEvery = absl::Seconds(10);
 int ExitCodeOf(const absl::Status& status) {
   switch (status.code()) {
     case absl::StatusCode::kDataLoss:
-      return kJobBadCheckpoint;
+      return kExitCheckpointInvalid;
     case absl::StatusCode::kNotFound:
       return kJobNotFound;
     case absl::StatusCode::kInvalidArgument:
-      return kJobBadConfig;
+      return kExitUsage;
     default:
-      return kJobFailed;
+      return kExitJobFailed;
   }
 }
 

@@ -26,7 +26,7 @@ std::vector<JobRecord> Abandoned(std::vector<JobRecord> records) {
     JobStatus* status = record.mutable_status();
     if (HasEnded(status->state())) continue;
     status->set_state(FAILED);
-    status->set_exit_code(kJobFailed);
+    status->set_exit_code(kExitJobFailed);
     status->set_reason("the run that it belonged to was killed");
   }
   return records;

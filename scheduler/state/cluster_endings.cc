@@ -13,21 +13,21 @@ std::string DescribeExit(int code) {
   switch (code) {
     case 0:
       return "ended before the last step";
-    case kWorkerMissing:
+    case kExitNotStarted:
       return "a program is missing";
-    case kWorkerSourceLost:
+    case kExitSnapshotLost:
       return "a snapshot in memory that it was to start from is lost (exit code 74)";
-    case kWorkerPlanned:
+    case kExitPlannedRestart:
       return "stopped without being asked";
-    case kWorkerWatchdog:
+    case kExitWatchdog:
       return "the watchdog ended it: a rank waited too long (exit code 86)";
-    case kWorkerStale:
+    case kExitStaleGeneration:
       return "it was told that it is stale (exit code 87)";
-    case kWorkerMismatch:
+    case kExitMismatch:
       return "configuration or layout mismatch (exit code 88)";
-    case kWorkerCorrupt:
+    case kExitDataCorrupt:
       return "corrupt data (exit code 89)";
-    case kWorkerNonFinite:
+    case kExitNonFinite:
       return "the loss is not finite (exit code 90)";
     default:
       break;
@@ -96,7 +96,7 @@ void ClusterState::EndOn(Job* job, const std::string& agent, const GenerationEnd
     if (report.has_failed_rank()) live->failed_rank = report.failed_rank();
     job->snapshots.EndCollecting(this);
     const bool expected =
-        live->was_ready() && (report.exit_code() == 0 || report.exit_code() == kWorkerPlanned);
+        live->was_ready() && (report.exit_code() == 0 || report.exit_code() == kExitPlannedRestart);
     if (live->killing) {
       // Its state says why already.
     } else if (!expected) {
@@ -140,14 +140,14 @@ std::optional<ClusterState::Cause> ClusterState::FatalExit(const Job& job,
   if (ended.cause || !ended.exit_code) return std::nullopt;
   const std::string text = DescribeExit(*ended.exit_code);
   switch (*ended.exit_code) {
-    case kJobBadConfig:
-      return Cause{.text = "the worker refused its configuration", .fatal = true, .exit_code = kJobBadConfig};
-    case kWorkerMismatch:
-    case kWorkerCorrupt:
-    case kWorkerNonFinite:
-    case kWorkerMissing:
+    case kExitUsage:
+      return Cause{.text = "the worker refused its configuration", .fatal = true, .exit_code = kExitUsage};
+    case kExitMismatch:
+    case kExitDataCorrupt:
+    case kExitNonFinite:
+    case kExitNotStarted:
       return Cause{.text = text, .fatal = true};
-    case kJobBadCheckpoint: {
+    case kExitCheckpointInvalid: {
       // Another checkpoint may be whole, unless this one was read whole before it was chosen.
       const std::string& restored = ended.table().restore_path();
       if (!restored.empty() && !job.verified) return std::nullopt;
@@ -158,7 +158,7 @@ std::optional<ClusterState::Cause> ClusterState::FatalExit(const Job& job,
                               "or look at it with moesaic ckpt verify",
                               path),
           .fatal = true,
-          .exit_code = kJobBadCheckpoint};
+          .exit_code = kExitCheckpointInvalid};
     }
     default:
       return std::nullopt;
@@ -178,7 +178,7 @@ void ClusterState::FinishGeneration(Job* job) {
   if (status.committed_step() >= job->spec().train().steps()) {
     EndJob(job, SUCCEEDED, 0, fmt::format("all {} steps are done", job->spec().train().steps()));
   } else if (job->record.stop() == STOP_NOW) {
-    EndJob(job, CANCELLED, kJobCancelled, fmt::format("killed on request; {}", saved));
+    EndJob(job, CANCELLED, kExitCancelled, fmt::format("killed on request; {}", saved));
   } else if (const auto fatal = FatalExit(*job, *ended)) {
     std::string text = fatal->text;
     if (!ended->first_failure.empty()) text += ": " + ended->first_failure;
@@ -186,11 +186,11 @@ void ClusterState::FinishGeneration(Job* job) {
     EndJob(job, FAILED, fatal->exit_code, text);
   } else if (job->record.stop() == STOP_GRACEFUL) {
     const bool all = status.committed_step() >= status.last_step().step();
-    EndJob(job, CANCELLED, kJobCancelled,
+    EndJob(job, CANCELLED, kExitCancelled,
            fmt::format("stopped on request{}; {}",
                        all ? "" : ", but the last steps could not be saved", saved));
   } else if (ended->cause ? ended->cause->planned
-                          : ended->exit_code == kWorkerPlanned && ended->control.stop()) {
+                          : ended->exit_code == kExitPlannedRestart && ended->control.stop()) {
     job->record.mutable_status()->set_resizes(status.resizes() + 1);
     Transition(job, WAITING,
                fmt::format("planning anew: {}", ended->cause ? ended->cause->text
@@ -212,12 +212,12 @@ void ClusterState::FinishFailed(Job* job, const Generation& ended) {
         ended.control.aborted_snapshot_step() >= job->spec().train().steps()) {
       why = "the last checkpoint could not be saved";
     }
-    if (*ended.exit_code == kJobBadCheckpoint) {
+    if (*ended.exit_code == kExitCheckpointInvalid) {
       job->verify_content = true;
       Note(job, fmt::format("WARNING: {} is damaged; looking for one that is whole",
                             ended.table().restore_path()));
     }
-    if (*ended.exit_code == kWorkerSourceLost) {
+    if (*ended.exit_code == kExitSnapshotLost) {
       job->snapshots.Distrust(ended.table().restore().step(), this);
     }
   }
@@ -227,7 +227,7 @@ void ClusterState::FinishFailed(Job* job, const Generation& ended) {
   job->record.set_no_progress(Progressed(*job, ended) ? 0 : job->record.no_progress() + 1);
   job->record.add_failures_unix_ns(absl::ToUnixNanos(now_));
   if (budget) {
-    EndJob(job, FAILED, kJobGaveUp, fmt::format("gave up: {}; last: {}", *budget, why));
+    EndJob(job, FAILED, kExitGaveUp, fmt::format("gave up: {}; last: {}", *budget, why));
     return;
   }
   job->settle = options_.failure_wait;
@@ -243,11 +243,11 @@ void ClusterState::BlameFor(const Job& job, const Generation& ended) {
     return;
   }
   if (!ended.exit_code) return;
-  for (const int code : {0, kWorkerPlanned, kWorkerSourceLost, kJobBadCheckpoint}) {
+  for (const int code : {0, int{kExitPlannedRestart}, int{kExitSnapshotLost}, int{kExitCheckpointInvalid}}) {
     if (*ended.exit_code == code) return;
   }
   std::optional<uint32_t> rank = ended.failed_rank;
-  if (*ended.exit_code == kWorkerWatchdog) rank = static_cast<uint32_t>(Suspect(ended));
+  if (*ended.exit_code == kExitWatchdog) rank = static_cast<uint32_t>(Suspect(ended));
   if (rank && *rank < ended.ranks.size() && !FatalExit(job, ended)) {
     Blame(ended.table().ranks(static_cast<int>(*rank)).node(), ended.first_failure);
   }
@@ -264,7 +264,7 @@ bool ClusterState::Progressed(const Job& job, const Generation& ended) const {
 std::optional<std::string> ClusterState::BudgetSpent(const Job& job,
                                                      const Generation& ended) const {
   const bool planned = ended.cause ? ended.cause->planned
-                                   : ended.exit_code == kWorkerPlanned && ended.control.stop();
+                                   : ended.exit_code == kExitPlannedRestart && ended.control.stop();
   if (planned) return std::nullopt;
   const HealthSpec& health = job.spec().health();
   const int64_t since = absl::ToUnixNanos(now_ - absl::Seconds(health.failure_window()));

@@ -125,7 +125,7 @@ void ClusterState::AllReady(Job* job) {
   if (!differences.empty()) {
     const std::string text =
         fmt::format("the ranks are not alike: {}", fmt::join(differences, "; "));
-    EndLive(job, Cause{text, true, kJobFailed}, false);
+    EndLive(job, Cause{text, true, kExitJobFailed}, false);
     return;
   }
   live->record.set_was_ready(true);

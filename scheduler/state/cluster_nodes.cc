@@ -65,6 +65,7 @@ absl::Status ClusterState::On(const AgentJoined& event) {
   if (again && !Accounts(registration, old->second.busy_job, old->second.busy_generation)) {
     DropNode(event.agent, "its agent registered again, without its generation");
   }
+  leavers_.insert(event.agent);  // it may have been draining before
   Node& node = nodes_[event.agent];
   node.incarnation = event.incarnation;
   node.registration = registration;
@@ -169,6 +170,7 @@ absl::Status ClusterState::On(const AgentPreempted& event) {
   const absl::StatusOr<Node*> node = FindNode(event.agent, event.incarnation);
   if (!node.ok()) return node.status();
   (*node)->leaving = event.reason.empty() ? "its host goes away" : event.reason;
+  leavers_.insert(event.agent);
   MoveOff(event.agent);
   return absl::OkStatus();
 }
@@ -183,6 +185,7 @@ absl::Status ClusterState::On(const NodeChangeRequested& event) {
   switch (event.request.change()) {
     case ChangeNodeRequest::DRAIN:
       book_.Drain(name, absl::Seconds(event.request.deadline_seconds()), now_);
+      leavers_.insert(name);
       MoveOff(name);
       break;
     case ChangeNodeRequest::CORDON:
@@ -229,21 +232,27 @@ void ClusterState::CheckDeadlines() {
   }
 }
 
-// Nodes that are to go and that nothing needs any more.
 void ClusterState::SettleLeavers() {
-  for (auto& [name, node] : nodes_) {
-    if (Stays(name) || node.busy_generation != 0 || node.told_to_leave) continue;
-    const bool needed = std::any_of(jobs_.begin(), jobs_.end(), [&, &name = name](const auto& entry) {
-      return !entry.second->ended() && entry.second->snapshots.NeedsNode(name, *this);
-    });
-    if (needed) continue;
-    if (book_.Draining(name)) book_.Drained(name);
-    if (node.leaving.empty()) continue;
-    node.told_to_leave = true;
-    AgentCommand command;
-    command.mutable_leave()->set_reason(node.leaving);
-    Send(name, std::move(command));
-  }
+  std::erase_if(leavers_, [this](const std::string& name) { return SettleLeaver(name); });
+}
+
+// Lets a node go that is to go and that nothing needs any more. Whether there is no more to do.
+bool ClusterState::SettleLeaver(const std::string& name) {
+  if (!nodes_.contains(name) || Stays(name)) return true;
+  Node& node = nodes_[name];
+  const bool needed = node.busy_generation != 0 ||
+                      std::any_of(jobs_.begin(), jobs_.end(), [&](const auto& entry) {
+                        return !entry.second->ended() &&
+                               entry.second->snapshots.NeedsNode(name, *this);
+                      });
+  if (needed) return false;
+  if (book_.Draining(name)) book_.Drained(name);
+  if (node.leaving.empty() || node.told_to_leave) return true;
+  node.told_to_leave = true;
+  AgentCommand command;
+  command.mutable_leave()->set_reason(node.leaving);
+  Send(name, std::move(command));
+  return true;
 }
 
 void ClusterState::Blame(const std::string& node, const std::string& why) {

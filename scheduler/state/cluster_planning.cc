@@ -75,7 +75,7 @@ void ClusterState::TryPlan(Job* job) {
                                      job->snapshots.DescribePending()));
     } else if (!job->snapshots.Committing(0)) {
       const uint64_t saved = job->record.status().committed_step();
-      EndJob(job, CANCELLED, kJobCancelled,
+      EndJob(job, CANCELLED, kExitCancelled,
              saved == 0 ? std::string("stopped before it ran")
                         : fmt::format("stopped on request; the newest checkpoint is step {}", saved));
     }
@@ -86,7 +86,7 @@ void ClusterState::TryPlan(Job* job) {
       Plan(*job, UsableNodes(job, true), memory ? &memory->record.state() : nullptr,
            job->move_experts);
   if (absl::IsInvalidArgument(plan.status())) {
-    EndJob(job, FAILED, kJobBadConfig, std::string(plan.status().message()));
+    EndJob(job, FAILED, kExitUsage, std::string(plan.status().message()));
   } else if (!plan.ok()) {
     WaitForNodes(job, plan.status());
   } else if (MoreMayJoin(*job, plan->nodes.size())) {

@@ -6,6 +6,19 @@
 #include <utility>
 
 namespace moesaic {
+namespace {
+
+// Lease renewals and reports of steps come in by the thousand a second; neither plans nor snapshots
+// depend on them, save where a report ends its generation.
+bool IsHeartbeat(const Event& event, const Outcome& outcome) {
+  if (std::holds_alternative<AgentRenewed>(event)) return true;
+  return std::holds_alternative<StepReported>(event) && outcome.records.empty() &&
+         std::all_of(outcome.actions.begin(), outcome.actions.end(), [](const Action& action) {
+           return std::holds_alternative<PublishEvent>(action);
+         });
+}
+
+}  // namespace
 
 bool ClusterState::Generation::has(const std::string& node) const {
   return std::find(record.nodes().begin(), record.nodes().end(), node) != record.nodes().end();
@@ -28,7 +41,7 @@ Outcome ClusterState::Handle(const Event& event, absl::Time now) {
   now_ = std::max(now_, now);
   out_ = Outcome();
   out_.status = std::visit([this](const auto& e) { return On(e); }, event);
-  if (out_.status.ok() && !std::holds_alternative<AgentRenewed>(event)) {
+  if (out_.status.ok() && !IsHeartbeat(event, out_)) {
     for (Job* job : JobsInOrder()) {
       FollowSnapshots(job);
       TryPlan(job);

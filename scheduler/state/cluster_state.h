@@ -23,6 +23,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "base/exit_codes.h"
 #include "scheduler/state/events.h"
 #include "scheduler/state/job_snapshots.h"
 #include "scheduler/state/node_book.h"
@@ -31,23 +32,6 @@
 #include "scheduler/state/stragglers.h"
 
 namespace moesaic {
-
-// Exit codes of workers (docs/exit-codes.md).
-inline constexpr int kWorkerSourceLost = 74;
-inline constexpr int kWorkerPlanned = 75;
-inline constexpr int kWorkerWatchdog = 86;
-inline constexpr int kWorkerStale = 87;
-inline constexpr int kWorkerMismatch = 88;
-inline constexpr int kWorkerCorrupt = 89;
-inline constexpr int kWorkerNonFinite = 90;
-inline constexpr int kWorkerMissing = 127;  // mpirun or the worker is not there
-
-// Exit codes of jobs.
-inline constexpr int kJobFailed = 1;
-inline constexpr int kJobBadConfig = 2;
-inline constexpr int kJobCancelled = 7;
-inline constexpr int kJobBadCheckpoint = 8;
-inline constexpr int kJobGaveUp = 93;
 
 struct ClusterOptions {
   absl::Duration lease_ttl = absl::Seconds(5);
@@ -123,7 +107,7 @@ class ClusterState final : private SnapshotEdge {
     std::string text;
     bool fatal = false;    // no restart helps
     bool planned = false;  // not a failure: a change of nodes, or of the coordinator
-    int exit_code = kJobFailed;
+    int exit_code = kExitJobFailed;
     std::vector<std::string> blamed = {};  // nodes
   };
 
@@ -217,6 +201,7 @@ class ClusterState final : private SnapshotEdge {
   void MoveOff(const std::string& agent);
   void CheckDeadlines();
   void SettleLeavers();
+  bool SettleLeaver(const std::string& name);
   void Blame(const std::string& node, const std::string& why);
 
   // cluster_planning.cc: from waiting to started, and changes of nodes.
@@ -313,6 +298,7 @@ class ClusterState final : private SnapshotEdge {
   ClusterOptions options_;
   NodeBook book_;
   std::map<std::string, Node> nodes_;
+  std::set<std::string> leavers_;  // nodes that may be on their way out
   std::map<std::string, std::unique_ptr<Job>> jobs_;
   uint64_t next_order_ = 1;
   uint64_t drawn_tokens_ = 0;

@@ -102,7 +102,8 @@ class JobSnapshots {
   struct Restorable {
     uint64_t step = 0;
     MemoryRecord record;
-    // All holders of all parts; of a part that some node which answers holds, only such nodes.
+    // Of each part the holders that can be counted on most: those that answer and stay; else those
+    // that answer; else all that are registered.
     std::vector<SnapshotSource> sources;
   };
   std::optional<Restorable> Newest(const SnapshotEdge& edge) const;

@@ -1,7 +1,5 @@
 #include "trainer/checkpoint/snapshot.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <memory>
 #include <utility>
@@ -9,7 +7,6 @@
 #include "absl/strings/str_cat.h"
 #include "trainer/checkpoint/format/box.h"
 #include "trainer/checkpoint/format/manifest.h"
-#include "trainer/checkpoint/format/snapshot_arena.h"
 #include "trainer/checkpoint/tasks.h"
 
 namespace moesaic {
@@ -68,24 +65,22 @@ std::vector<Piece> PiecesOf(std::span<const SnapshotObject> objects) {
 SnapshotTaker::SnapshotTaker(WorkerIdentity worker, uint32_t ranks, std::string arena_path)
     : worker_(std::move(worker)), ranks_(ranks), arena_path_(std::move(arena_path)) {}
 
-std::string SnapshotTaker::BufferPath(int buffer) const {
-  return absl::StrCat(arena_path_, ".", buffer);
+void SnapshotTaker::Settle(const Control& control) {
+  const uint64_t settled = std::max(control.memory_step(), control.aborted_snapshot_step());
+  for (Buffer& buffer : buffers_) {
+    if (!buffer.step || *buffer.step > settled) continue;
+    if (std::ranges::count(control.kept_steps(), *buffer.step) > 0) continue;
+    buffer.file->Clear();
+    buffer.step.reset();
+  }
 }
 
-void SnapshotTaker::Settle(const Control& control) {
-  const bool only_disk = control.memory_step() == 0 && control.kept_steps().empty();
-  const uint64_t settled = std::max(only_disk ? control.committed_step() : control.memory_step(),
-                                    control.aborted_snapshot_step());
-  for (int buffer : {0, 1}) {
-    std::optional<uint64_t>& step = steps_[static_cast<size_t>(buffer)];
-    if (!step || *step > settled) continue;
-    const bool kept = only_disk ? *step == control.committed_step()
-                                : std::ranges::count(control.kept_steps(), *step) > 0;
-    if (kept) continue;
-    // Its memory goes back now; a reader that still maps it keeps it until it is done.
-    unlink(BufferPath(buffer).c_str());
-    step.reset();
-  }
+absl::Status SnapshotTaker::Begin(int buffer, SnapshotIndex index) {
+  std::unique_ptr<SnapshotWriter>& file = buffers_[static_cast<size_t>(buffer)].file;
+  if (file != nullptr) return file->Begin(std::move(index));
+  auto created = SnapshotWriter::Create(absl::StrCat(arena_path_, ".", buffer), std::move(index));
+  if (created.ok()) file = *std::move(created);
+  return created.status();
 }
 
 absl::StatusOr<std::optional<SnapshotReport>> SnapshotTaker::Take(
@@ -96,19 +91,18 @@ absl::StatusOr<std::optional<SnapshotReport>> SnapshotTaker::Take(
   }
   absl::StatusOr<SnapshotIndex> index = MakeIndex(worker_, ranks_, state, objects);
   if (!index.ok()) return index.status();
-  const int buffer = steps_[0] ? 1 : 0;
-  absl::StatusOr<std::unique_ptr<SnapshotWriter>> writer =
-      SnapshotWriter::Create(BufferPath(buffer), *std::move(index));
-  if (!writer.ok()) return writer.status();
+  const int buffer = buffers_[0].step ? 1 : 0;
+  if (absl::Status begun = Begin(buffer, *std::move(index)); !begun.ok()) return begun;
+  SnapshotWriter* const writer = buffers_[static_cast<size_t>(buffer)].file.get();
   const std::vector<Piece> pieces = PiecesOf(objects);
   absl::Status copied = RunTasks(static_cast<int>(pieces.size()), threads, [&](int i) {
     const Piece& piece = pieces[static_cast<size_t>(i)];
-    (*writer)->CopyChunk(piece.object, piece.chunk, piece.bytes);
+    writer->CopyChunk(piece.object, piece.chunk, piece.bytes);
     return absl::OkStatus();
   });
-  if (copied.ok()) copied = (*writer)->Finish();
+  if (copied.ok()) copied = writer->Finish();
   if (!copied.ok()) return copied;
-  steps_[static_cast<size_t>(buffer)] = state.step();
+  buffers_[static_cast<size_t>(buffer)].step = state.step();
 
   SnapshotReport report;
   *report.mutable_worker() = worker_;

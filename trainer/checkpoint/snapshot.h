@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -13,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "proto/checkpoint.pb.h"
 #include "proto/coordinator.pb.h"
+#include "trainer/checkpoint/format/snapshot_arena.h"
 
 namespace moesaic {
 
@@ -27,8 +29,9 @@ struct SnapshotObject {
   int expert = -1;  // global id of an expert object, else -1
 };
 
-// Of the two buffers one holds the newest snapshot that every rank has copied. The other exists only
-// while a snapshot is in flight or a reader still needs it. Thread-compatible.
+// Of the two buffers one holds the newest snapshot that every rank has copied. The other holds one only
+// while that is in flight or a reader still needs it; its memory stays, because to fault in new pages
+// takes longer than to copy. Thread-compatible.
 class SnapshotTaker {
  public:
   // `arena_path` as RankEntry gives it. Buffers that are there are taken to be free.
@@ -36,12 +39,11 @@ class SnapshotTaker {
   SnapshotTaker(WorkerIdentity worker, uint32_t ranks, std::string arena_path);
 
   // What the newest Control says. Frees the buffers of steps that are neither kept nor newer than
-  // both memory_step and aborted_snapshot_step. A coordinator that keeps nothing in memory says
-  // neither kept_steps nor memory_step; its newest commit counts as both.
+  // both memory_step and aborted_snapshot_step.
   void Settle(const Control& control);
 
   // Whether there is no buffer for another snapshot.
-  bool full() const { return steps_[0].has_value() && steps_[1].has_value(); }
+  bool full() const { return buffers_[0].step.has_value() && buffers_[1].step.has_value(); }
   // Snapshots that Take did not take because there was no buffer.
   uint64_t skipped() const { return skipped_; }
 
@@ -54,12 +56,18 @@ class SnapshotTaker {
                                                      int threads);
 
  private:
-  std::string BufferPath(int buffer) const;
+  struct Buffer {
+    std::unique_ptr<SnapshotWriter> file;  // null before its first snapshot
+    std::optional<uint64_t> step;          // that it holds; nothing: it is free
+  };
+
+  // Begins a snapshot in a buffer.
+  absl::Status Begin(int buffer, SnapshotIndex index);
 
   WorkerIdentity worker_;
   uint32_t ranks_;
   std::string arena_path_;
-  std::array<std::optional<uint64_t>, 2> steps_;  // that the buffers hold
+  std::array<Buffer, 2> buffers_;
   uint64_t skipped_ = 0;
 };
 

@@ -9,7 +9,7 @@
 #include <filesystem>
 #include <fstream>
 
-#include "trainer/checkpoint/format/checksum.h"
+#include "launcher/agent/peer_service.h"
 #include "trainer/checkpoint/format/snapshot_arena.h"
 
 namespace moesaic {
@@ -29,19 +29,17 @@ class DirectPeer : public SnapshotPeer {
     return memory_->Index(snapshot);
   }
   absl::Status Read(const ReadSnapshotRequest& request, const Sink& sink) override {
-    absl::Status status;
-    const absl::Status served = memory_->Read(request, [&](const SnapshotBytes& piece) {
-      if (dies_after-- == 0) {
-        status = absl::UnavailableError("the host is away");
-        return false;
+    absl::StatusOr<SnapshotRead> read = memory_->Read(request);
+    if (!read.ok()) return read.status();
+    while (const std::optional<SnapshotPiece> piece = read->Next()) {
+      if (dies_after-- == 0) return absl::UnavailableError("the host is away");
+      EXPECT_LE(piece->bytes.size(), kSnapshotChunk);
+      // As a network may cut it.
+      for (const auto part : {piece->bytes.first(1), piece->bytes.subspan(1)}) {
+        if (absl::Status taken = sink(part); !taken.ok()) return taken;
       }
-      EXPECT_LE(piece.data().size(), kSnapshotChunk);
-      const auto bytes = std::as_bytes(std::span(piece.data()));
-      EXPECT_EQ(piece.xxh3(), Xxh3Short(bytes));
-      status = sink(bytes);
-      return status.ok();
-    });
-    return status.ok() ? served : status;
+    }
+    return absl::OkStatus();
   }
 
   std::atomic<int> dies_after = -1;  // pieces
@@ -217,19 +215,29 @@ TEST_F(SnapshotMemoryTest, RangesAreCheckedAndExact) {
     range->set_object(object);
     range->set_begin(begin);
     range->set_bytes(bytes);
-    return a_.Read(request, [&](const SnapshotBytes& piece) {
-      into->append(piece.data());
-      return true;
-    });
+    auto opened = a_.Read(request);
+    if (!opened.ok()) return opened.status();
+    while (const auto piece = opened->Next()) {
+      into->append(reinterpret_cast<const char*>(piece->bytes.data()), piece->bytes.size());
+    }
+    return absl::OkStatus();
   };
   std::string got;
-  const uint64_t begin = kSnapshotChunk - 4;
-  ASSERT_TRUE(read(1, begin, 8, &got).ok());
-  const float wanted[] = {static_cast<float>(begin / 4 * 2 + 10),
-                          static_cast<float>((begin / 4 + 1) * 2 + 10)};
-  EXPECT_EQ(got, std::string(reinterpret_cast<const char*>(wanted), 8));
+  const uint64_t begin = 2 * kSnapshotChunk;
+  ASSERT_TRUE(read(1, begin, kFloats * 4 - begin, &got).ok());
+  ASSERT_EQ(got.size(), kFloats * 4 - begin);
+  for (uint64_t i = 0; i < got.size() / 4; ++i) {
+    float value = 0;
+    std::memcpy(&value, got.data() + i * 4, 4);
+    ASSERT_EQ(value, static_cast<float>((begin / 4 + i) * 2 + 10));
+  }
   for (const auto& [object, from, bytes] : std::vector<std::tuple<uint32_t, uint64_t, uint64_t>>{
-           {2, 0, 1}, {0, kFloats * 4, 1}, {0, kFloats * 4 + 1, 0}, {0, 8, UINT64_MAX}}) {
+           {2, 0, kSnapshotChunk},
+           {0, kFloats * 4, 1},
+           {0, kFloats * 4 + 1, 0},
+           {0, 0, 8},
+           {0, 8, kSnapshotChunk},
+           {0, kSnapshotChunk, UINT64_MAX}}) {
     EXPECT_TRUE(absl::IsInvalidArgument(read(object, from, bytes, &got)));
   }
 }
@@ -258,6 +266,98 @@ TEST_F(SnapshotMemoryTest, C11_KeepsWhatIsAskedForAndTheBuffersOfWhatRuns) {
   EXPECT_FALSE(std::filesystem::exists(root_ + "/a/j/g3-r1.0"));
   b_.Keep(keep, 0);
   EXPECT_THAT(Names(b_), IsEmpty());
+}
+
+// A copy that is dropped leaves its memory for the next one, and for no longer than there is one.
+TEST_F(SnapshotMemoryTest, C11_TheMemoryOfADroppedCopyIsUsedAgain) {
+  const std::string copies = root_ + "/b/j/copies/";
+  const auto keep = [&](std::vector<uint64_t> steps) {
+    KeepSnapshots kept;
+    kept.set_job("j");
+    for (const uint64_t step : steps) {
+      auto* entry = kept.add_kept();
+      entry->set_generation(3);
+      entry->set_step(step);
+    }
+    b_.Keep(kept, 0);
+  };
+  const auto files = [&] {
+    std::vector<std::string> names;
+    for (const auto& entry : std::filesystem::directory_iterator(copies)) {
+      names.push_back(entry.path().filename().string());
+    }
+    std::ranges::sort(names);
+    return names;
+  };
+  for (uint64_t step : {10, 20, 30}) {
+    Write(0, step, static_cast<int>(step / 10 % 2));
+    const auto copy = b_.Replicate(Request(step, {0}), peer_);
+    ASSERT_TRUE(copy.ok()) << copy.status();
+    EXPECT_EQ(Content((*copy)[0].path()),
+              Content(root_ + "/a/j/g3-r0." + std::to_string(step / 10 % 2)));
+    if (step == 10) continue;
+    keep({step});
+    EXPECT_THAT(files(), ElementsAre("g3-r0-s" + std::to_string(step), "g3-r0.free"));
+    EXPECT_THAT(Names(b_), ElementsAre("g3-r0-s" + std::to_string(step)));
+  }
+  // No room for a third one: what is there is enough.
+  const SnapshotMemory full({.folder = root_ + "/b", .reserve_bytes = 1ull << 60});
+  EXPECT_TRUE(absl::IsResourceExhausted(full.Replicate(Request(30, {0}), peer_).status()));
+  keep({});
+  EXPECT_THAT(files(), IsEmpty());
+}
+
+TEST_F(SnapshotMemoryTest, AReaderIsOpenedOnceAndGoesWithItsSnapshot) {
+  const std::string path = Write(0, 10, 0);
+  const auto read = [&](uint64_t step) {
+    ReadSnapshotRequest request;
+    *request.mutable_snapshot() = Ref(step);
+    request.add_ranges()->set_bytes(kSnapshotChunk);
+    auto opened = a_.Read(request);
+    return opened.ok() ? opened->Next()->from : nullptr;
+  };
+  const auto first = read(10);
+  ASSERT_NE(first, nullptr);
+  EXPECT_EQ(read(10), first);
+  Write(0, 20, 0);  // over it
+  EXPECT_EQ(read(10), nullptr);
+  const auto second = read(20);
+  ASSERT_NE(second, nullptr);
+  KeepSnapshots keep;
+  keep.set_job("j");
+  a_.Keep(keep, 0);
+  EXPECT_EQ(read(20), nullptr);
+  EXPECT_EQ(second.use_count(), 1);  // nobody else has it mapped
+}
+
+// The bytes go straight from one memory to the other; what the peer refuses is its answer.
+TEST_F(SnapshotMemoryTest, ACopyOverTheNetworkHasTheSameBytes) {
+  const auto service = PeerService::Start({}, nullptr, &a_);
+  ASSERT_TRUE(service.ok()) << service.status();
+  const std::shared_ptr<SnapshotPeer> peer =
+      ConnectToSnapshotPeer((*service)->address(), std::nullopt);
+  for (uint32_t rank : {0u, 1u}) Write(rank, 10, 0);
+  const auto copies = b_.Replicate(Request(10), peer);
+  ASSERT_TRUE(copies.ok()) << copies.status();
+  EXPECT_EQ(Content((*copies)[1].path()), Content(root_ + "/a/j/g3-r1.0"));
+
+  ReadSnapshotRequest request;
+  *request.mutable_snapshot() = Ref(10);
+  request.add_ranges()->set_bytes(kFloats * 4);
+  int pieces = 0;
+  const absl::Status stopped = peer->Read(request, [&](std::span<const std::byte>) {
+    ++pieces;
+    return absl::CancelledError("enough");
+  });
+  EXPECT_TRUE(absl::IsCancelled(stopped)) << stopped;
+  EXPECT_EQ(pieces, 1);
+  const auto ignore = [](std::span<const std::byte>) { return absl::OkStatus(); };
+  request.mutable_ranges(0)->set_bytes(kFloats * 4 + 1);
+  EXPECT_TRUE(absl::IsInvalidArgument(peer->Read(request, ignore)));
+  *request.mutable_snapshot() = Ref(20);
+  EXPECT_TRUE(absl::IsNotFound(peer->Read(request, ignore)));
+  *request.mutable_snapshot() = Ref(10, "guess");
+  EXPECT_TRUE(absl::IsFailedPrecondition(peer->Read(request, ignore)));
 }
 
 }  // namespace

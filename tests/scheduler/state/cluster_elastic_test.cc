@@ -106,8 +106,8 @@ TEST(ClusterElastic, LostSourceIsNotTriedAgain) {
   EXPECT_TRUE(c.End("a", "n1", 137).ok());
   EXPECT_TRUE(c.End("a", "n2", 137).ok());
   ASSERT_EQ(c.state.rank_table("a")->restore().step(), 7u);
-  EXPECT_TRUE(c.End("a", "n1", kWorkerSourceLost).ok());
-  EXPECT_TRUE(c.End("a", "n2", kWorkerSourceLost).ok());
+  EXPECT_TRUE(c.End("a", "n1", kExitSnapshotLost).ok());
+  EXPECT_TRUE(c.End("a", "n2", kExitSnapshotLost).ok());
   EXPECT_EQ(c.Status("a").state(), PLANNING) << "from the disk";
 }
 
@@ -135,8 +135,8 @@ TEST(ClusterElastic, DrainMovesOffThenCordonsWithoutUsingTheBudget) {
   EXPECT_EQ(c.Status("a").state(), DRAINING);
   EXPECT_TRUE(c.Newest<PushControl>().control.stop());
   c.Remember(9);
-  EXPECT_TRUE(c.End("a", "n1", kWorkerPlanned).ok());
-  EXPECT_TRUE(c.End("a", "n2", kWorkerPlanned).ok());
+  EXPECT_TRUE(c.End("a", "n1", kExitPlannedRestart).ok());
+  EXPECT_TRUE(c.End("a", "n2", kExitPlannedRestart).ok());
   ASSERT_EQ(c.Status("a").state(), STARTING) << "the disk follows while it runs";
   EXPECT_EQ(c.state.rank_table("a")->restore().step(), 9u);
   EXPECT_EQ(c.Status("a").ranks(), 1u);
@@ -158,8 +158,8 @@ TEST(ClusterElastic, PreemptedAgentIsToldToLeaveOnceNothingNeedsIt) {
   EXPECT_TRUE(c.Do(AgentPreempted{"n2", c.incarnations["n2"], "SIGTERM"}).ok());
   c.Remember(9);
   c.CopyAll(9, {"n1"});  // nothing new is put on n2
-  EXPECT_TRUE(c.End("a", "n1", kWorkerPlanned).ok());
-  EXPECT_TRUE(c.End("a", "n2", kWorkerPlanned).ok());
+  EXPECT_TRUE(c.End("a", "n1", kExitPlannedRestart).ok());
+  EXPECT_TRUE(c.End("a", "n2", kExitPlannedRestart).ok());
   EXPECT_EQ(c.Status("a").state(), STARTING);
   EXPECT_EQ(c.NewestCommand("n2", AgentCommand::kLeave).leave().reason(), "SIGTERM");
 }
@@ -270,7 +270,7 @@ TEST(ClusterElastic, StopAfterARestartWaitsForTheMemoryThatIsToBeSaved) {
   TwoNodes c;
   c.Remember(9);
   EXPECT_TRUE(c.Do(ResizeRequested{"a", 1, 1}).ok());
-  EXPECT_TRUE(c.End("a", "n1", kWorkerPlanned).ok());
+  EXPECT_TRUE(c.End("a", "n1", kExitPlannedRestart).ok());
   EXPECT_TRUE(c.Leave("n2").ok());
   c.durable["a"].clear_live();
   c.durable["a"].set_stop(STOP_GRACEFUL);

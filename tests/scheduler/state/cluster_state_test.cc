@@ -50,7 +50,7 @@ TEST(ClusterState, ReadyWaitsForEveryRankAndComparesHashes) {
   EXPECT_TRUE(absl::IsAborted(answer.status));
   EXPECT_THAT(std::string(answer.status.message()),
               HasSubstr("binary: ranks 0 differ from ranks 1"));
-  EXPECT_TRUE(c.End("a", "n1", kWorkerMismatch).ok());
+  EXPECT_TRUE(c.End("a", "n1", kExitMismatch).ok());
   EXPECT_EQ(c.Status("a").state(), FAILED);
   EXPECT_EQ(c.Status("a").exit_code(), 1);
 }
@@ -150,12 +150,12 @@ TEST(ClusterState, GracefulStopSavesAndCancels) {
   EXPECT_TRUE(c.Newest<PushControl>().control.stop());
   EXPECT_EQ(c.Status("a").state(), DRAINING);
   c.SnapshotAll("a", 12);
-  EXPECT_TRUE(c.End("a", "n1", kWorkerPlanned).ok());
+  EXPECT_TRUE(c.End("a", "n1", kExitPlannedRestart).ok());
   EXPECT_TRUE(c.Staged().ok());
   c.AllShards();
   EXPECT_TRUE(c.Committed().ok());
   EXPECT_EQ(c.Status("a").state(), CANCELLED);
-  EXPECT_EQ(c.Status("a").exit_code(), kJobCancelled);
+  EXPECT_EQ(c.Status("a").exit_code(), kExitCancelled);
   EXPECT_EQ(c.Status("a").restarts(), 0u);
   EXPECT_THAT(c.Status("a").reason(), HasSubstr("the newest checkpoint is step 12"));
 }
@@ -236,7 +236,7 @@ TEST(ClusterState, GrowsByASavedStopWhenANodeJoins) {
   c.Live(absl::Seconds(3));
   EXPECT_EQ(c.Status("a").state(), DRAINING);
   c.SnapshotAll("a", 7);
-  EXPECT_TRUE(c.End("a", "n1", kWorkerPlanned).ok());
+  EXPECT_TRUE(c.End("a", "n1", kExitPlannedRestart).ok());
   EXPECT_TRUE(c.Staged().ok());
   c.AllShards();
   EXPECT_TRUE(c.Committed().ok());
@@ -267,7 +267,7 @@ TEST(ClusterState, GivesUpAfterGenerationsWithoutProgress) {
     c.AllReady("a");
   }
   EXPECT_EQ(c.Status("a").state(), FAILED);
-  EXPECT_EQ(c.Status("a").exit_code(), kJobGaveUp);
+  EXPECT_EQ(c.Status("a").exit_code(), kExitGaveUp);
   EXPECT_THAT(c.Status("a").reason(), HasSubstr("rank 0: bad luck"));
 }
 
@@ -284,7 +284,7 @@ TEST(ClusterState, GivesUpAfterTooManyFailuresInTheWindow) {
     ASSERT_TRUE(c.Restore("a", failure).ok());
     c.AllReady("a");
   }
-  EXPECT_EQ(c.Status("a").exit_code(), kJobGaveUp);
+  EXPECT_EQ(c.Status("a").exit_code(), kExitGaveUp);
 }
 
 TEST(ClusterState, FailuresOutsideTheWindowAreForgotten) {
@@ -307,10 +307,10 @@ TEST(ClusterState, FailuresOutsideTheWindowAreForgotten) {
 }
 
 TEST(ClusterState, SomeExitCodesAreNotRetried) {
-  for (const auto& [code, job_code] : std::vector<std::pair<int, int>>{{kWorkerMismatch, 1},
-                                                                       {kWorkerCorrupt, 1},
-                                                                       {kWorkerNonFinite, 1},
-                                                                       {kWorkerMissing, 1},
+  for (const auto& [code, job_code] : std::vector<std::pair<int, int>>{{kExitMismatch, 1},
+                                                                       {kExitDataCorrupt, 1},
+                                                                       {kExitNonFinite, 1},
+                                                                       {kExitNotStarted, 1},
                                                                        {2, 2}}) {
     ClusterFixture c;
     c.RunOnOneNode();
@@ -327,7 +327,7 @@ TEST(ClusterState, CorruptCheckpointIsReadWholeAndAnOlderOneTaken) {
   ASSERT_TRUE(c.Do(JobSubmitted{SmallJob("a", 1, 1, 2), "auto"}).ok());
   ASSERT_TRUE(c.Restore("a", 40).ok());
   EXPECT_FALSE(c.Newest<ChooseRestore>().verify_content);
-  EXPECT_TRUE(c.End("a", "n1", kJobBadCheckpoint, "rank 1: MASTER/head: checksum").ok());
+  EXPECT_TRUE(c.End("a", "n1", kExitCheckpointInvalid, "rank 1: MASTER/head: checksum").ok());
   ASSERT_EQ(c.Status("a").state(), PLANNING);
   EXPECT_TRUE(c.Newest<ChooseRestore>().verify_content);
   ASSERT_TRUE(c.Restore("a", 20).ok());
@@ -342,9 +342,9 @@ TEST(ClusterState, CheckpointThatIsCorruptAfterItWasReadWholeIsExit8AndNamed) {
   ASSERT_TRUE(c.Do(JobSubmitted{SmallJob("a", 1, 1, 2), "auto"}).ok());
   for (int time = 1; time <= 2; ++time) {
     ASSERT_TRUE(c.Restore("a", 40).ok());
-    EXPECT_TRUE(c.End("a", "n1", kJobBadCheckpoint, "rank 1: MASTER/head: checksum").ok());
+    EXPECT_TRUE(c.End("a", "n1", kExitCheckpointInvalid, "rank 1: MASTER/head: checksum").ok());
   }
-  EXPECT_EQ(c.Status("a").exit_code(), kJobBadCheckpoint);
+  EXPECT_EQ(c.Status("a").exit_code(), kExitCheckpointInvalid);
   EXPECT_THAT(c.Status("a").reason(), HasSubstr("checkpoints/step-40"));
 }
 

@@ -8,6 +8,7 @@
 
 #include "tests/trainer/checkpoint/memory_file_system.h"
 #include "tests/trainer/checkpoint/tiny_job.h"
+#include "tests/trainer/checkpoint/tiny_root.h"
 #include "trainer/checkpoint/format/manifest.h"
 
 namespace moesaic {
@@ -16,34 +17,6 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-
-constexpr char kRoot[] = "/disk/checkpoints";
-
-std::unique_ptr<CheckpointRoot> OpenRoot(FileSystem* files) {
-  auto root = CheckpointRoot::Open(files, kRoot);
-  EXPECT_TRUE(root.ok()) << root.status();
-  return *std::move(root);
-}
-
-KeepSpec Keep(uint32_t last) {
-  KeepSpec keep;
-  keep.set_last(last);
-  return keep;
-}
-
-// Every step folder that can be seen verifies in full (C2).
-void ExpectAllVerify(FileSystem* files, const std::string& where) {
-  const auto root = files->OpenFolder(kRoot);
-  ASSERT_TRUE(root.ok());
-  const auto steps = ListSteps(**root);
-  ASSERT_TRUE(steps.ok());
-  for (uint64_t step : *steps) {
-    const auto folder = (*root)->OpenFolder(StepFolderName(step));
-    ASSERT_TRUE(folder.ok());
-    EXPECT_THAT(VerifyStep(**folder, VerifyDepth::kContent).problems, IsEmpty())
-        << where << ", step " << step;
-  }
-}
 
 std::vector<uint64_t> Steps(const CheckpointRoot& root) { return *root.Steps(); }
 
@@ -231,7 +204,7 @@ TEST(CommitTest, C9_RetentionKeepsExactlyTheNewest) {
       wanted.insert(step);
       if (random() % 2 == 0) continue;
       const auto last = static_cast<uint32_t>(random() % 4);
-      const auto removed = root->Retain(Keep(last));
+      const auto removed = root->Retain(KeepLast(last));
       ASSERT_TRUE(removed.ok());
       for (uint64_t gone : *removed) wanted.erase(gone);
       EXPECT_LE(wanted.size(), std::max(1u, last));

@@ -8,6 +8,7 @@
 
 #include "tests/trainer/checkpoint/memory_file_system.h"
 #include "tests/trainer/checkpoint/tiny_job.h"
+#include "tests/trainer/checkpoint/tiny_root.h"
 #include "trainer/checkpoint/format/manifest.h"
 
 namespace moesaic {
@@ -19,34 +20,7 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
 
-constexpr char kRoot[] = "/disk/checkpoints";
 constexpr int kFrozen = 1;
-
-std::unique_ptr<CheckpointRoot> OpenRoot(FileSystem* files) {
-  auto root = CheckpointRoot::Open(files, kRoot);
-  EXPECT_TRUE(root.ok()) << root.status();
-  return *std::move(root);
-}
-
-KeepSpec Keep(uint32_t last) {
-  KeepSpec keep;
-  keep.set_last(last);
-  return keep;
-}
-
-// Every step folder that can be seen verifies in full (C2).
-void ExpectAllVerify(FileSystem* files, const std::string& where) {
-  const auto root = files->OpenFolder(kRoot);
-  ASSERT_TRUE(root.ok());
-  const auto steps = ListSteps(**root);
-  ASSERT_TRUE(steps.ok());
-  for (uint64_t step : *steps) {
-    const auto folder = (*root)->OpenFolder(StepFolderName(step));
-    ASSERT_TRUE(folder.ok());
-    EXPECT_THAT(VerifyStep(**folder, VerifyDepth::kContent).problems, IsEmpty())
-        << where << ", step " << step;
-  }
-}
 
 // What a process was told to be done.
 struct Acknowledged {
@@ -62,7 +36,7 @@ Acknowledged SavePinRetain(FileSystem* files) {
   if (!root.ok()) return done;
   done.commit = CommitTiny(files, root->get(), 2, 3, 2, kFrozen).ok();
   done.pin = done.commit && (*root)->Pin(1, "keep").ok();
-  done.retained = done.pin && (*root)->Retain(Keep(1)).ok();
+  done.retained = done.pin && (*root)->Retain(KeepLast(1)).ok();
   return done;
 }
 
@@ -96,7 +70,7 @@ class PowerCutTest : public ::testing::Test {
     EXPECT_EQ(*root->NewestVerified(VerifyDepth::kContent), steps.back()) << where;
     if (!go_on) return;
     ASSERT_TRUE(CommitTiny(files, root.get(), 3, 4, 3, kFrozen).ok()) << where;
-    ASSERT_TRUE(root->Retain(Keep(1)).ok()) << where;
+    ASSERT_TRUE(root->Retain(KeepLast(1)).ok()) << where;
     EXPECT_THAT(*root->Steps(), Contains(4)) << where;
     EXPECT_THAT(*root->Steps(), Not(Contains(2))) << where;
     EXPECT_THAT(files->List(std::string(kRoot) + "/.staging"), IsEmpty()) << where;
@@ -176,7 +150,7 @@ TEST_F(PowerCutTest, C1C7_ACoordinatorThatDiesIsFollowedByOneThatGoesOn) {
       ASSERT_TRUE(reports.ok()) << where;
       done.commit = (*root)->Commit(TinyRequest(staging, *reports, 2)).ok();
       done.pin = done.commit && (*root)->Pin(1, "keep").ok();
-      done.retained = done.pin && (*root)->Retain(Keep(1)).ok();
+      done.retained = done.pin && (*root)->Retain(KeepLast(1)).ok();
     }
     MemoryFileSystem next = agent.OtherProcess();
     ExpectSound(&next, done, where, true);
@@ -213,7 +187,7 @@ TEST_F(PowerCutTest, C8_AnyFailedCallLeavesTheRootWholeAndTheNextSaveWorks) {
       if (staging.ok()) {
         EXPECT_TRUE(root->Abort(*staging).ok()) << where;
       }
-      if (status.ok()) status = root->Retain(Keep(2)).status();
+      if (status.ok()) status = root->Retain(KeepLast(2)).status();
       files.FailAt(-1, absl::OkStatus());
       ExpectAllVerify(&files, where);
       ASSERT_TRUE(CommitTiny(&files, root.get(), 2, 4, 2, kFrozen).ok()) << where;

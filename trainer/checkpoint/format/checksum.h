@@ -17,6 +17,11 @@ namespace moesaic {
 // XXH3-128, canonical form (big endian): 16 bytes. Kept as a string, as messages hold it.
 std::string Xxh3(std::span<const std::byte> bytes);
 
+struct FreeXxh3State {
+  void operator()(XXH3_state_s* state) const;
+};
+using Xxh3State = std::unique_ptr<XXH3_state_s, FreeXxh3State>;
+
 // The same over bytes that come in pieces. Thread-compatible.
 class Xxh3Stream {
  public:
@@ -25,14 +30,22 @@ class Xxh3Stream {
   std::string Digest() const;
 
  private:
-  struct Free {
-    void operator()(XXH3_state_s* state) const;
-  };
-  std::unique_ptr<XXH3_state_s, Free> state_;
+  Xxh3State state_;
 };
 
-// 64 bits, for the index of a snapshot.
+// 64 bits, for the index and the chunks of a snapshot.
 uint64_t Xxh3Short(std::span<const std::byte> bytes);
+
+// The same over bytes that come in pieces. Thread-compatible.
+class Xxh3ShortStream {
+ public:
+  Xxh3ShortStream();
+  void Update(std::span<const std::byte> bytes);
+  uint64_t Digest() const;
+
+ private:
+  Xxh3State state_;
+};
 
 // 32 bytes.
 std::string Sha256(absl::string_view bytes);

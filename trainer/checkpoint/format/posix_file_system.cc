@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/descriptor.h"
 #include "trainer/checkpoint/format/file_system.h"
 
 namespace moesaic {
@@ -49,21 +50,6 @@ absl::StatusCode CodeOf(int error) {
 absl::Status SystemError(absl::string_view action, absl::string_view path, int error) {
   return absl::Status(CodeOf(error), absl::StrCat(action, " ", path, ": ", std::strerror(error)));
 }
-
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Descriptor& operator=(Descriptor&&) = delete;
-  ~Descriptor() {
-    if (fd_ >= 0) close(fd_);
-  }
-  int get() const { return fd_; }
-  int Release() { return std::exchange(fd_, -1); }
-
- private:
-  int fd_;
-};
 
 class PosixWritableFile : public WritableFile {
  public:

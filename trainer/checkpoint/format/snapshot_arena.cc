@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/confined_file.h"
+#include "base/descriptor.h"
 #include "trainer/checkpoint/format/box.h"
 #include "trainer/checkpoint/format/checksum.h"
 #include "trainer/checkpoint/format/manifest.h"
@@ -24,6 +25,9 @@ constexpr char kComplete[9] = "MOEARENA";
 constexpr char kWriting[9] = "MOEWRITE";
 constexpr uint32_t kVersion = 2;
 constexpr uint64_t kAlignment = 64;
+// Objects begin at a multiple of this, so that an index which is a few bytes longer than the last one
+// does not change the size of the file.
+constexpr uint64_t kIndexAlignment = 4096;
 constexpr uint64_t kMaxIndexBytes = 256ull << 20;
 
 struct ArenaHeader {
@@ -35,7 +39,12 @@ struct ArenaHeader {
 };
 static_assert(sizeof(ArenaHeader) == 32);
 
-uint64_t Align(uint64_t offset) { return (offset + kAlignment - 1) / kAlignment * kAlignment; }
+// While it hashes and copies, this much is read twice: it fits every cache.
+constexpr uint64_t kCopyBlock = 64 << 10;
+
+uint64_t Align(uint64_t offset, uint64_t alignment = kAlignment) {
+  return (offset + alignment - 1) / alignment * alignment;
+}
 
 absl::Status SystemError(absl::string_view action, const std::string& path, int error) {
   const absl::StatusCode code =
@@ -44,20 +53,6 @@ absl::Status SystemError(absl::string_view action, const std::string& path, int 
                                                             : absl::StatusCode::kUnavailable;
   return absl::Status(code, absl::StrCat(action, " ", path, ": ", std::strerror(error)));
 }
-
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  ~Descriptor() {
-    if (fd_ >= 0) close(fd_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
 
 class Mapping {
  public:
@@ -106,7 +101,7 @@ absl::StatusOr<uint64_t> LayOut(SnapshotIndex* index) {
     // The largest value, so that the length of the index does not depend on the real ones.
     object.set_offset(UINT64_MAX);
   }
-  uint64_t next = Align(sizeof(ArenaHeader) + index->ByteSizeLong());
+  uint64_t next = Align(sizeof(ArenaHeader) + index->ByteSizeLong(), kIndexAlignment);
   for (ArenaObject& object : *index->mutable_objects()) {
     object.set_offset(next);
     next = Align(next + object.bytes());
@@ -140,18 +135,49 @@ absl::StatusOr<Mapping> MapForWriting(const std::string& path, uint64_t size) {
 
 class ArenaWriter : public SnapshotWriter {
  public:
-  ArenaWriter(Mapping mapping, SnapshotIndex index)
-      : mapping_(std::move(mapping)), index_(std::move(index)) {
-    std::memcpy(header()->magic, kWriting, sizeof(header()->magic));
-  }
+  explicit ArenaWriter(std::string path) : path_(std::move(path)) {}
 
   const SnapshotIndex& index() const override { return index_; }
 
+  absl::Status Begin(SnapshotIndex index) override {
+    Clear();
+    const absl::StatusOr<uint64_t> size = LayOut(&index);
+    if (!size.ok()) return size.status();
+    if (mapping_.bytes().size() != *size) {
+      mapping_ = Mapping();  // its room may be needed
+      absl::StatusOr<Mapping> mapping = MapForWriting(path_, *size);
+      if (!mapping.ok()) return mapping.status();
+      mapping_ = *std::move(mapping);
+      Clear();
+    }
+    index_ = std::move(index);
+    return absl::OkStatus();
+  }
+
+  void Clear() override {
+    if (!mapping_.bytes().empty()) Mark(kWriting);
+  }
+
   void CopyChunk(int i, uint64_t chunk, std::span<const std::byte> bytes) override {
-    ArenaObject* object = index_.mutable_objects(i);
-    object->set_chunk_xxh3(static_cast<int>(chunk), Xxh3Short(bytes));
-    std::memcpy(mapping_.bytes().data() + object->offset() + chunk * kSnapshotChunk, bytes.data(),
-                bytes.size());
+    std::byte* to = Place(i, chunk).data();
+    Xxh3ShortStream hash;
+    for (uint64_t at = 0; at < bytes.size(); at += kCopyBlock) {
+      const auto block = bytes.subspan(at, std::min<uint64_t>(kCopyBlock, bytes.size() - at));
+      hash.Update(block);
+      std::memcpy(to + at, block.data(), block.size());
+    }
+    NoteChecksum(i, chunk, hash.Digest());
+  }
+
+  std::span<std::byte> Place(int i, uint64_t chunk) override {
+    const ArenaObject& object = index_.objects(i);
+    const uint64_t at = chunk * kSnapshotChunk;
+    return mapping_.bytes().subspan(object.offset() + at,
+                                    std::min(kSnapshotChunk, object.bytes() - at));
+  }
+
+  void NoteChecksum(int i, uint64_t chunk, uint64_t xxh3) override {
+    index_.mutable_objects(i)->set_chunk_xxh3(static_cast<int>(chunk), xxh3);
   }
 
   absl::Status Finish() override {
@@ -163,33 +189,42 @@ class ArenaWriter : public SnapshotWriter {
     header()->index_bytes = index.size();
     header()->index_hash = Xxh3Short(place);
     // The magic goes last: whoever sees it sees all that was written before it.
-    uint64_t magic = 0;
-    std::memcpy(&magic, kComplete, sizeof(magic));
-    __atomic_store_n(reinterpret_cast<uint64_t*>(header()), magic, __ATOMIC_RELEASE);
+    Mark(kComplete);
     return absl::OkStatus();
   }
 
  private:
   ArenaHeader* header() { return reinterpret_cast<ArenaHeader*>(mapping_.bytes().data()); }
+  void Mark(const char* text) {
+    uint64_t magic = 0;
+    std::memcpy(&magic, text, sizeof(magic));
+    __atomic_store_n(reinterpret_cast<uint64_t*>(header()), magic, __ATOMIC_SEQ_CST);
+  }
 
+  const std::string path_;
   Mapping mapping_;
   SnapshotIndex index_;
 };
 
+struct CheckedIndex {
+  SnapshotIndex index;
+  uint64_t hash = 0;
+};
+
 class ArenaReader : public SnapshotReader {
  public:
-  ArenaReader(Mapping mapping, SnapshotIndex index)
-      : mapping_(std::move(mapping)), index_(std::move(index)) {}
+  ArenaReader(Mapping mapping, CheckedIndex checked)
+      : mapping_(std::move(mapping)),
+        index_(std::move(checked.index)),
+        index_hash_(checked.hash) {}
 
   const SnapshotIndex& index() const override { return index_; }
 
   absl::Status Read(int i, uint64_t begin, uint64_t end, const Sink& sink) const override {
     const ArenaObject& object = index_.objects(i);
-    const std::span<const std::byte> all =
-        mapping_.bytes().subspan(object.offset(), object.bytes());
     for (uint64_t at = begin / kSnapshotChunk * kSnapshotChunk; at < std::min(end, object.bytes());
          at += kSnapshotChunk) {
-      const auto bytes = all.subspan(at, std::min(kSnapshotChunk, object.bytes() - at));
+      const auto bytes = Chunk(i, at / kSnapshotChunk);
       absl::Status status = CheckChunk(object, at / kSnapshotChunk, bytes);
       if (status.ok()) status = sink(at, bytes);
       if (!status.ok()) return status;
@@ -197,9 +232,24 @@ class ArenaReader : public SnapshotReader {
     return absl::OkStatus();
   }
 
+  std::span<const std::byte> Chunk(int i, uint64_t chunk) const override {
+    const ArenaObject& object = index_.objects(i);
+    const uint64_t at = chunk * kSnapshotChunk;
+    return mapping_.bytes().subspan(object.offset() + at,
+                                    std::min(kSnapshotChunk, object.bytes() - at));
+  }
+
+  bool Stands() const override {
+    ArenaHeader now;
+    std::memcpy(&now, mapping_.bytes().data(), sizeof(now));
+    return std::memcmp(now.magic, kComplete, sizeof(now.magic)) == 0 &&
+           now.index_hash == index_hash_;
+  }
+
  private:
   Mapping mapping_;
-  SnapshotIndex index_;
+  const SnapshotIndex index_;
+  const uint64_t index_hash_;
 };
 
 // Objects must lie one after another, as the writer lays them out.
@@ -221,7 +271,7 @@ absl::Status CheckIndex(const SnapshotIndex& index, uint64_t index_bytes, uint64
   return absl::OkStatus();
 }
 
-absl::StatusOr<SnapshotIndex> ReadIndex(std::span<const std::byte> file) {
+absl::StatusOr<CheckedIndex> ReadIndex(std::span<const std::byte> file) {
   if (file.size() < sizeof(ArenaHeader)) return absl::DataLossError("it is too short");
   ArenaHeader header;
   std::memcpy(&header, file.data(), sizeof(header));
@@ -238,16 +288,17 @@ absl::StatusOr<SnapshotIndex> ReadIndex(std::span<const std::byte> file) {
     return absl::DataLossError(absl::StrCat("an index of ", header.index_bytes,
                                             " bytes does not fit a file of ", file.size()));
   }
-  const std::span<const std::byte> bytes = file.subspan(sizeof(ArenaHeader), header.index_bytes);
-  SnapshotIndex index;
-  if (Xxh3Short(bytes) != header.index_hash ||
-      !index.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
+  // A copy: its owner may begin the next snapshot meanwhile.
+  const auto place = file.subspan(sizeof(ArenaHeader), header.index_bytes);
+  const std::string bytes(reinterpret_cast<const char*>(place.data()), place.size());
+  CheckedIndex checked;
+  checked.hash = Xxh3Short(std::as_bytes(std::span(bytes)));
+  if (checked.hash != header.index_hash || !checked.index.ParseFromString(bytes)) {
     return absl::DataLossError("its index is damaged");
   }
-  if (absl::Status valid = CheckIndex(index, header.index_bytes, file.size()); !valid.ok()) {
-    return valid;
-  }
-  return index;
+  absl::Status valid = CheckIndex(checked.index, header.index_bytes, file.size());
+  if (!valid.ok()) return valid;
+  return checked;
 }
 
 }  // namespace
@@ -267,11 +318,9 @@ absl::Status CheckSnapshotIndex(const SnapshotIndex& index) {
 
 absl::StatusOr<std::unique_ptr<SnapshotWriter>> SnapshotWriter::Create(const std::string& path,
                                                                        SnapshotIndex index) {
-  absl::StatusOr<uint64_t> size = LayOut(&index);
-  if (!size.ok()) return size.status();
-  absl::StatusOr<Mapping> mapping = MapForWriting(path, *size);
-  if (!mapping.ok()) return mapping.status();
-  return std::make_unique<ArenaWriter>(*std::move(mapping), std::move(index));
+  auto writer = std::make_unique<ArenaWriter>(path);
+  if (absl::Status begun = writer->Begin(std::move(index)); !begun.ok()) return begun;
+  return writer;
 }
 
 absl::StatusOr<std::unique_ptr<SnapshotReader>> SnapshotReader::Open(const std::string& path) {
@@ -294,7 +343,7 @@ absl::StatusOr<std::unique_ptr<SnapshotReader>> SnapshotReader::OpenBelow(const 
   absl::StatusOr<Mapping> mapping =
       Mapping::Of(fd.get(), path, static_cast<uint64_t>(info.st_size), PROT_READ);
   if (!mapping.ok()) return mapping.status();
-  absl::StatusOr<SnapshotIndex> index = ReadIndex(mapping->bytes());
+  absl::StatusOr<CheckedIndex> index = ReadIndex(mapping->bytes());
   if (!index.ok()) {
     return absl::Status(index.status().code(),
                         absl::StrCat("snapshot ", path, ": ", index.status().message()));

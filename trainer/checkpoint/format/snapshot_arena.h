@@ -41,7 +41,8 @@ absl::Status CheckChunk(const ArenaObject& object, uint64_t chunk,
 // another and every chunk has its checksum.
 absl::Status CheckSnapshotIndex(const SnapshotIndex& index);
 
-// The worker's side, and that of an agent that copies a peer's.
+// The worker's side, and that of an agent that copies a peer's. One file, for one snapshot after
+// another: memory that is mapped already is filled at several times the speed of new memory.
 class SnapshotWriter {
  public:
   // Creates or reuses the file, sized for `index` (whose offsets and checksums it fills in).
@@ -50,9 +51,19 @@ class SnapshotWriter {
                                                                 SnapshotIndex index);
   virtual ~SnapshotWriter() = default;
   virtual const SnapshotIndex& index() const = 0;
+  // Begins another snapshot in the same file, or in a new one in its place when the size differs.
+  // What was there is none any more, also after an error. Errors as Create.
+  virtual absl::Status Begin(SnapshotIndex index) = 0;
+  // What is there is no snapshot any more, to whoever opens it and to readers that ask. The file
+  // stays, for Begin.
+  virtual void Clear() = 0;
   // Copies a chunk of object i and notes its checksum. `bytes` are the chunk's alone. Each chunk once;
   // different chunks from any threads.
   virtual void CopyChunk(int i, uint64_t chunk, std::span<const std::byte> bytes) = 0;
+  // The same for bytes that come in pieces: the place of the chunk, to be filled by the caller, who
+  // then notes its checksum.
+  virtual std::span<std::byte> Place(int i, uint64_t chunk) = 0;
+  virtual void NoteChecksum(int i, uint64_t chunk, uint64_t xxh3) = 0;
   // All chunks of object i, one after another.
   void CopyObject(int i, std::span<const std::byte> bytes) {
     for (uint64_t chunk = 0; chunk < SnapshotChunks(bytes.size()); ++chunk) {
@@ -81,6 +92,10 @@ class SnapshotReader {
   // Gives the chunks of object i that meet bytes [begin, end), in order, each after its checksum was
   // found right. DataLoss names the object; otherwise the sink's error.
   virtual absl::Status Read(int i, uint64_t begin, uint64_t end, const Sink& sink) const = 0;
+  // A chunk as it lies there, for whoever checks it later (CheckChunk). Valid as long as this.
+  virtual std::span<const std::byte> Chunk(int i, uint64_t chunk) const = 0;
+  // Whether the file is still marked as the snapshot that was opened.
+  virtual bool Stands() const = 0;
 };
 
 }  // namespace moesaic

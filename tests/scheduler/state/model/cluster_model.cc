@@ -187,7 +187,7 @@ void ClusterModel::Do(const AnswerReady& action) {
   const GenerationPtr generation = Find(action.job, action.generation);
   if (generation == nullptr || generation->over) return;
   if (!action.status.ok()) {
-    Break(generation, absl::IsAborted(action.status) ? kWorkerMismatch : kWorkerStale, 0);
+    Break(generation, absl::IsAborted(action.status) ? kExitMismatch : kExitStaleGeneration, 0);
     return;
   }
   if (generation->trains) return;
@@ -249,7 +249,7 @@ RestoreChosen ClusterModel::Choose(const ChooseRestore& action) {
   }
   if (some && facts.disk.empty()) {
     chosen.status = absl::DataLossError("none verifies");
-    chosen.exit_code = kJobBadCheckpoint;
+    chosen.exit_code = kExitCheckpointInvalid;
   } else if (!facts.disk.empty()) {
     const auto& [step, stored] = *facts.disk.rbegin();
     chosen.path = "step-" + std::to_string(step);

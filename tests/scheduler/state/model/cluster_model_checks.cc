@@ -190,11 +190,11 @@ void ClusterModel::CheckEnd() {
         break;
       }
       case CANCELLED:
-        legal = code == kJobCancelled && facts.stopped;
+        legal = code == kExitCancelled && facts.stopped;
         break;
       case FAILED:
-        legal = (code == kJobGaveUp && facts.budget) ||
-                (code == kJobBadCheckpoint && facts.damaged) || (code == kJobFailed && facts.fatal);
+        legal = (code == kExitGaveUp && facts.budget) ||
+                (code == kExitCheckpointInvalid && facts.damaged) || (code == kExitJobFailed && facts.fatal);
         break;
       default:
         break;

@@ -175,10 +175,10 @@ void ClusterModel::HurtRank() {
     Log("rank {} of {} g{} hangs", rank, generation->job, generation->number);
     return;
   }
-  static constexpr int kCodes[] = {1, 137, 139, kWorkerWatchdog, kWorkerSourceLost, 0};
+  static constexpr int kCodes[] = {1, 137, 139, kExitWatchdog, kExitSnapshotLost, 0};
   int code = kCodes[chance_.Below(6)];
   if (chance_.OneIn(40)) {
-    code = kWorkerCorrupt;
+    code = kExitDataCorrupt;
     jobs_[generation->job].fatal = true;
   }
   Break(generation, code, rank);

@@ -90,7 +90,7 @@ void ClusterModel::AskTable(const GenerationPtr& generation, uint32_t rank) {
       generation, rank, [this, generation, rank] { return RankTableAsked{Identity(*generation, rank)}; },
       [this, generation, rank](absl::Status status) {
         if (!status.ok()) {
-          Break(generation, kWorkerStale, rank);
+          Break(generation, kExitStaleGeneration, rank);
           return;
         }
         const RankTable& table = *state_->rank_table(generation->job);
@@ -135,11 +135,11 @@ void ClusterModel::Restore(const GenerationPtr& generation, uint32_t rank) {
     const auto& disk = jobs_[generation->job].disk;
     const auto stored = disk.find(from.step());
     if (from.path().empty() || stored == disk.end()) {
-      Break(generation, kWorkerSourceLost, rank);
+      Break(generation, kExitSnapshotLost, rank);
       return;
     }
     if (stored->second.damaged) {
-      Break(generation, kJobBadCheckpoint, rank);
+      Break(generation, kExitCheckpointInvalid, rank);
       return;
     }
     content = stored->second.content;
@@ -163,7 +163,7 @@ void ClusterModel::AskReady(const GenerationPtr& generation, uint32_t rank) {
       },
       [this, generation, rank](absl::Status status) {
         generation->ranks[rank].asked = status.ok();
-        if (!status.ok()) Break(generation, kWorkerStale, rank);
+        if (!status.ok()) Break(generation, kExitStaleGeneration, rank);
       });
 }
 
@@ -183,7 +183,7 @@ void ClusterModel::Train(const GenerationPtr& generation) {
   if (generation->over) return;
   for (uint32_t rank = 0; rank < generation->ranks.size(); ++rank) {
     if (generation->ranks[rank].control.abort()) {
-      Break(generation, kWorkerStale, rank);
+      Break(generation, kExitStaleGeneration, rank);
       return;
     }
   }
@@ -226,7 +226,7 @@ void ClusterModel::CopyAll(const GenerationPtr& generation) {
   if (!generation->copying.empty()) {
     for (const Rank& rank : generation->ranks) {
       if (rank.control.abort()) {
-        Break(generation, kWorkerStale, 0);
+        Break(generation, kExitStaleGeneration, 0);
         return;
       }
     }
@@ -244,16 +244,12 @@ void ClusterModel::CopyAll(const GenerationPtr& generation) {
 void ClusterModel::Settle(Generation* generation, uint32_t rank) {
   Rank& settled = generation->ranks[rank];
   const Control& control = settled.control;
-  const bool only_disk = control.memory_step() == 0 && control.kept_steps().empty();
-  const uint64_t until = std::max(only_disk ? control.committed_step() : control.memory_step(),
-                                  control.aborted_snapshot_step());
+  const uint64_t until = std::max(control.memory_step(), control.aborted_snapshot_step());
   for (int buffer : {0, 1}) {
     std::optional<uint64_t>& step = settled.buffers[buffer];
     if (!step || *step > until) continue;
-    const bool kept = only_disk ? *step == control.committed_step()
-                                : std::count(control.kept_steps().begin(),
-                                             control.kept_steps().end(), *step) > 0;
-    if (kept) continue;
+    const auto& kept = control.kept_steps();
+    if (std::count(kept.begin(), kept.end(), *step) > 0) continue;
     agents_[settled.agent].memory.erase(settled.arena + "." + std::to_string(buffer));
     step.reset();
   }
@@ -404,7 +400,7 @@ void ClusterModel::MaybeFinish(const GenerationPtr& generation) {
   const bool said = std::all_of(generation->ranks.begin(), generation->ranks.end(),
                                 [](const Rank& rank) { return rank.reports.empty(); });
   if (!said) return;
-  Break(generation, generation->step == generation->last_step ? 0 : kWorkerPlanned, std::nullopt);
+  Break(generation, generation->step == generation->last_step ? 0 : kExitPlannedRestart, std::nullopt);
 }
 
 }  // namespace moesaic

@@ -1,5 +1,6 @@
-// What a verb's exit code means, to scripts and to schedulers: docs/exit-codes.md. Verbs, the agent
-// and the worker return these and no others, save 128 + n for a signal n.
+// What an exit code means, to scripts and to schedulers: docs/exit-codes.md. Verbs, the agent and the
+// worker return these and no others, save 128 + n for a signal n; the coordinator reads those of
+// workers and gives every job one.
 #pragma once
 
 namespace moesaic {
@@ -19,7 +20,7 @@ enum ExitCode : int {
   kExitInterrupted = 130,
   kExitTerminated = 143,
 
-  // From a worker to its agent.
+  // From a worker to its agent and the coordinator.
   kExitSnapshotLost = 74,    // in memory, that was to be restored
   kExitPlannedRestart = 75,
   kExitWatchdog = 86,
@@ -27,6 +28,7 @@ enum ExitCode : int {
   kExitMismatch = 88,        // of job, layout or binary among the ranks
   kExitDataCorrupt = 89,
   kExitNonFinite = 90,
+  kExitNotStarted = 127,     // mpirun or the worker is not there
 };
 
 }  // namespace moesaic
