@@ -41,11 +41,13 @@ constexpr Setting kClient[] = {
     {GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1},
 };
 
-// Both ends of connections that carry snapshots.
+// Both ends of connections that carry snapshots. Buffers of reads are just small enough for malloc to
+// keep their pages.
 constexpr Setting kBulk[] = {
-    {GRPC_ARG_HTTP2_MAX_FRAME_SIZE, 1 << 20},
+    {GRPC_ARG_HTTP2_MAX_FRAME_SIZE, 64 << 10},
     {GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 4 << 20},
-    {GRPC_ARG_TCP_READ_CHUNK_SIZE, 256 << 10},
+    {GRPC_ARG_TCP_READ_CHUNK_SIZE, 64 << 10},
+    {GRPC_ARG_TCP_MAX_READ_CHUNK_SIZE, 64 << 10},
 };
 
 template <size_t kSize>
