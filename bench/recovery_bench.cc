@@ -2,7 +2,9 @@
 // memory, writing and reading files. All ratios come from one run.
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <netinet/in.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -12,10 +14,13 @@
 #include <functional>
 #include <iostream>
 #include <memory>
+#include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/time/clock.h"
+#include "base/descriptor.h"
 #include "launcher/agent/peer_service.h"
 #include "launcher/agent/snapshot_memory.h"
 #include "scheduler/certs/authority.h"
@@ -113,6 +118,7 @@ class RecoveryBench {
     Say("floor: read of a file in the page cache", read_floor, 0, "");
     Say("restore from disk (page cache)", DiskSeconds(), read_floor, "read");
     Say("restore from own memory", OwnSeconds(), memcpy_floor, "memcpy");
+    Say("floor: TCP over loopback, one connection", TcpSeconds(), memcpy_floor, "memcpy");
     for (const bool secure : {false, true}) {
       const auto tls = secure ? std::optional(NewIdentity()) : std::nullopt;
       const std::string how = secure ? ", TLS" : "";
@@ -251,6 +257,42 @@ class RecoveryBench {
       auto source = OpenArenaSource(held);
       Require(source.status());
       return *std::move(source);
+    });
+  }
+
+  // What goes through one plain connection within this host.
+  double TcpSeconds() const {
+    const Descriptor listener(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof(address);
+    auto* const name = reinterpret_cast<sockaddr*>(&address);
+    if (bind(listener.get(), name, size) != 0 || listen(listener.get(), 1) != 0 ||
+        getsockname(listener.get(), name, &size) != 0) {
+      Require(absl::UnavailableError("listen"));
+    }
+    const Descriptor sender(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    if (connect(sender.get(), name, size) != 0) Require(absl::UnavailableError("connect"));
+    const Descriptor receiver(accept(listener.get(), nullptr, nullptr));
+    std::vector<char> buffer(1 << 20);
+    return BestSeconds(flags_.repeats, [&] {
+      std::thread sending([&] {
+        for (const auto& part : values_) {
+          const auto bytes = std::as_bytes(std::span(part));
+          for (size_t at = 0; at < bytes.size();) {
+            const ssize_t sent = send(sender.get(), bytes.data() + at, bytes.size() - at, 0);
+            if (sent <= 0) Require(absl::UnavailableError("send"));
+            at += static_cast<size_t>(sent);
+          }
+        }
+      });
+      for (uint64_t left = bytes(); left > 0;) {
+        const ssize_t got = recv(receiver.get(), buffer.data(), buffer.size(), 0);
+        if (got <= 0) Require(absl::UnavailableError("receive"));
+        left -= static_cast<uint64_t>(got);
+      }
+      sending.join();
     });
   }
 

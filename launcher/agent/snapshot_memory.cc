@@ -166,9 +166,11 @@ void SnapshotMemory::Admit(const std::string& job, uint64_t generation, const st
 }
 
 void SnapshotMemory::Forget(const std::string& job) {
+  {
+    MutexLock lock(&mutex_);
+    std::erase_if(tokens_, [&](const auto& entry) { return entry.first.first == job; });
+  }
   Close(job);
-  MutexLock lock(&mutex_);
-  std::erase_if(tokens_, [&](const auto& entry) { return entry.first.first == job; });
 }
 
 absl::Status SnapshotMemory::CheckCaller(const SnapshotRef& snapshot) const {
@@ -340,6 +342,7 @@ void SnapshotMemory::Keep(const KeepSnapshots& keep, uint64_t running) const {
   for (const std::string& path : FilesIn(folder + "/" + kCopies)) {
     if (absl::EndsWith(path, kFree) && !alive.contains(path)) unlink(path.c_str());
   }
+  Close(keep.job());
 }
 
 }  // namespace moesaic
