@@ -325,6 +325,8 @@ TEST_F(SnapshotMemoryTest, AReaderIsOpenedOnceAndGoesWithItsSnapshot) {
   ASSERT_NE(second, nullptr);
   KeepSnapshots keep;
   keep.set_job("j");
+  keep.add_kept()->set_generation(3);
+  keep.mutable_kept(0)->set_step(30);
   a_.Keep(keep, 0);
   EXPECT_EQ(read(20), nullptr);
   EXPECT_EQ(second.use_count(), 1);  // nobody else has it mapped
