@@ -290,8 +290,8 @@ TEST(ClusterElastic, C1_HoldersThatComeBackAfterARestartSaveTheStep) {
   TwoNodes c;
   EXPECT_TRUE(c.Do(StopRequested{"a", false}).ok());
   c.Remember(9);
-  EXPECT_TRUE(c.End("a", "n1", kWorkerPlanned).ok());
-  EXPECT_TRUE(c.End("a", "n2", kWorkerPlanned).ok());
+  EXPECT_TRUE(c.End("a", "n1", kExitPlannedRestart).ok());
+  EXPECT_TRUE(c.End("a", "n2", kExitPlannedRestart).ok());
   EXPECT_TRUE(c.Staged().ok());
   c.Restart();
   c.Live(absl::Seconds(1));
