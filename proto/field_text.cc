@@ -163,6 +163,7 @@ absl::StatusOr<const EnumValueDescriptor*> ParseEnum(absl::string_view text,
 }
 
 std::string SecondsText(double seconds) {
+  if (seconds == 0) return "0s";
   std::string text = absl::FormatDuration(absl::Seconds(seconds));
   if (absl::EndsWith(text, "m0s")) text.resize(text.size() - 2);
   if (absl::EndsWith(text, "h0m")) text.resize(text.size() - 2);

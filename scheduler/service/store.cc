@@ -25,8 +25,8 @@ constexpr char kSetUp[] =
 
 // By Store::Sql.
 constexpr const char* kStatements[] = {
-    "INSERT INTO jobs(name, record, generation) VALUES(?1, ?2, ?3)"
-    " ON CONFLICT(name) DO UPDATE SET generation = ?3, record = ?2",
+    ("INSERT INTO jobs(name, record, generation) VALUES(?1, ?2, ?3)"
+     " ON CONFLICT(name) DO UPDATE SET generation = ?3, record = ?2"),
     "INSERT INTO nodes(name, record) VALUES(?1, ?2) ON CONFLICT(name) DO UPDATE SET record = ?2",
     "INSERT OR REPLACE INTO events(job, sequence, event) VALUES(?1, ?2, ?3)",
     "DELETE FROM events WHERE job = ?1 AND sequence <= ?2",

@@ -243,9 +243,9 @@ void ClusterState::BlameFor(const Job& job, const Generation& ended) {
     return;
   }
   if (!ended.exit_code) return;
-  for (const int code : {0, int{kExitPlannedRestart}, int{kExitSnapshotLost}, int{kExitCheckpointInvalid}}) {
-    if (*ended.exit_code == code) return;
-  }
+  constexpr int kNobodysFault[] = {0, kExitPlannedRestart, kExitSnapshotLost,
+                                   kExitCheckpointInvalid};
+  if (std::ranges::count(kNobodysFault, *ended.exit_code) > 0) return;
   std::optional<uint32_t> rank = ended.failed_rank;
   if (*ended.exit_code == kExitWatchdog) rank = static_cast<uint32_t>(Suspect(ended));
   if (rank && *rank < ended.ranks.size() && !FatalExit(job, ended)) {

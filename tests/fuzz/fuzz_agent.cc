@@ -118,11 +118,10 @@ void Read(Memory* memory, ReadSnapshotRequest request) {
   uint64_t asked = 0;
   for (const ReadSnapshotRequest::Range& range : request.ranges()) asked += range.bytes();
   uint64_t given = 0;
-  const absl::Status status = memory->get()->Read(request, [&](const SnapshotBytes& piece) {
-    given += piece.data().size();
-    return true;
-  });
-  Require(!status.ok() || given == asked);
+  auto read = memory->get()->Read(request);
+  if (!read.ok()) return;
+  while (const auto piece = read->Next()) given += piece->bytes.size();
+  Require(given == asked);
 }
 
 void Replicate(Memory* memory, SnapshotIndex index) {

@@ -112,7 +112,7 @@ TEST(ClusterElastic, LostSourceIsNotTriedAgain) {
 }
 
 TEST(ClusterElastic, OnlyARankThatBrokeIsBlamedOnItsNode) {
-  for (const auto& [code, blamed] : {std::pair(137, 1u), {kWorkerSourceLost, 0u}}) {
+  for (const auto& [code, blamed] : {std::pair(137, 1u), {int{kExitSnapshotLost}, 0u}}) {
     TwoNodes c;
     GenerationEnded report;
     report.set_job("a");
