@@ -24,6 +24,30 @@ class ElasticTest(EndToEndTest):
         self.assertIn("data 3", resumed.err)
         self.expect_nothing_left()
 
+    def test_experts_of_a_running_job_move_and_change_no_bit(self):
+        # Without a loss that balances them, and with a gain from the smallest difference.
+        sets = ["train.reproducible=true", "checkpoint.every_steps=0", "model.moe.experts=8",
+                "recipe.router.balance.coefficient=0"]
+        moving = Job(self, "moving", [*sets, "train.steps=1000000",
+                                      "checkpoint.memory_every_steps=5",
+                                      "elastic.rebalance_ratio=1.05", "elastic.rebalance_after=500ms"])
+        running = moving.start()
+        running.wait_for_step(20, generation=2)
+        running.interrupt()
+        stopped = self.expect(130, running.finish())
+        self.assertIn("to move experts: for 500ms the busiest ranks have taken", stopped.err)
+        self.assertIn("experts moved: ", stopped.err)
+        self.assertEqual(stopped.json["restarts"], 0)
+
+        still = Job(self, "still", [*sets, f"train.steps={stopped.json['step']}",
+                                "elastic.slots_per_node=1"])
+        self.expect(0, still.run())
+        self.assertEqual(moving.curve(), still.curve())
+        # No step was lost: each was done once.
+        self.assertEqual([line["step"] for line in moving.lines()],
+                         list(range(1, stopped.json["step"] + 1)))
+        self.expect_nothing_left()
+
 
 if __name__ == "__main__":
     main()
