@@ -11,7 +11,7 @@ if(CMAKE_CXX_COMPILER_LAUNCHER MATCHES ccache)
 endif()
 if(MOESAIC_SANITIZE)
   target_compile_options(moesaic_options INTERFACE
-    -O1 -fsanitize=${MOESAIC_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=undefined)
+    -fsanitize=${MOESAIC_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=undefined)
   target_link_options(moesaic_options INTERFACE -fsanitize=${MOESAIC_SANITIZE})
 endif()
 if(MOESAIC_FUZZ)
