@@ -14,6 +14,8 @@ namespace {
 
 // Before another try to remove a staging folder that somebody still wrote into.
 constexpr absl::Duration kDiscardDelay = absl::Milliseconds(200);
+// A tick that is later than this is no matter of scheduling.
+constexpr absl::Duration kStall = absl::Seconds(1);
 
 absl::Status Stopping() { return absl::UnavailableError("the coordinator is stopping"); }
 
@@ -487,16 +489,30 @@ void CoordinatorCore::RunBackground() {
 }
 
 void CoordinatorCore::RunTicks() {
+  absl::Time last = options_.clock->Now();
   while (true) {
     Deliveries deliveries;
     {
       MutexLock lock(&mutex_);
       if (!stopping_) changed_.WaitFor(&mutex_, options_.tick);
       if (stopping_) return;
-      HandleLocked(Tick{}, &deliveries).IgnoreError();
+      TickLocked(&last, &deliveries);
     }
     Deliver(deliveries);
   }
+}
+
+// A tick that is late says that nothing was taken in since it was due.
+void CoordinatorCore::TickLocked(absl::Time* last, Deliveries* deliveries) {
+  const absl::Time now = options_.clock->Now();
+  const absl::Duration late = now - *last - options_.tick;
+  *last = now;
+  if (late >= kStall) {
+    LogWarning("took nothing in for {}: leases are extended by as much",
+               absl::FormatDuration(late));
+    HandleLocked(Stalled{late}, deliveries).IgnoreError();
+  }
+  HandleLocked(Tick{}, deliveries).IgnoreError();
 }
 
 }  // namespace moesaic

@@ -165,6 +165,7 @@ class CoordinatorCore {
   static void Deliver(const Deliveries& deliveries);
   void RunBackground() ABSL_LOCKS_EXCLUDED(mutex_);
   void RunTicks() ABSL_LOCKS_EXCLUDED(mutex_);
+  void TickLocked(absl::Time* last, Deliveries* deliveries) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const CoordinatorOptions options_;
 

@@ -191,6 +191,18 @@ absl::Status ClusterState::On(const Tick&) {
   return absl::OkStatus();
 }
 
+absl::Status ClusterState::On(const Stalled& event) {
+  for (auto& [name, node] : nodes_) node.renewed += event.duration;
+  for (Job* job : JobsInOrder()) {
+    Generation* live = job->live.get();
+    if (live == nullptr) continue;
+    live->await_until += event.duration;
+    for (auto& [node, since] : live->early) since += event.duration;
+    for (RankState& rank : live->ranks) rank.progressed += event.duration;
+  }
+  return absl::OkStatus();
+}
+
 // ---- What leaves the state.
 // ----------------------------------------------------------------------
 

@@ -180,6 +180,7 @@ class ClusterState final : private SnapshotEdge {
   absl::Status On(const StopRequested& event);
   absl::Status On(const ResizeRequested& event);
   absl::Status On(const Tick& event);
+  absl::Status On(const Stalled& event);
   void StopAtStep(Job* job, const std::string& why);
 
   // cluster_nodes.cc: agents and nodes, adoption.

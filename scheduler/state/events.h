@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "proto/agent.pb.h"
 #include "proto/coordinator.pb.h"
 #include "proto/job.pb.h"
@@ -121,11 +122,17 @@ struct CopiesReported {
 };
 // Time has passed.
 struct Tick {};
+// The coordinator took nothing in for so long (a slow disk under its store, a stopped process): what
+// agents and ranks said meanwhile still waits, so their silence does not count.
+struct Stalled {
+  absl::Duration duration;
+};
 
 using Event = std::variant<JobSubmitted, StopRequested, AgentJoined, AgentRenewed, AgentLost,
                            GenerationEnd, ShardsReported, RankTableAsked, RankReady, StepReported,
-                           SnapshotReported, RestoreChosen, CheckpointStaged, CommitFinished, StepCommitted,
-                           ResizeRequested, NodeChangeRequested, AgentPreempted, CopiesReported, Tick>;
+                           SnapshotReported, RestoreChosen, CheckpointStaged, CommitFinished,
+                           StepCommitted, ResizeRequested, NodeChangeRequested, AgentPreempted,
+                           CopiesReported, Tick, Stalled>;
 
 // ---- Actions.
 // ------------------------------------------------------------------------------------

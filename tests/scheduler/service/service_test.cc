@@ -44,7 +44,7 @@ class ServiceTest : public ::testing::Test {
     CoordinatorOptions options;
     options.cluster.join_wait = absl::ZeroDuration();
     options.store_path = dir_ + "/coordinator.sqlite";
-    options.tick = absl::ZeroDuration();
+    options.tick = tick_;
     options.clock = &clock_;
     auto core = CoordinatorCore::Open(options);
     ASSERT_TRUE(core.ok()) << core.status();
@@ -115,10 +115,30 @@ class ServiceTest : public ::testing::Test {
   std::string dir_;
   HandClock clock_;
   SubmissionLimits submissions_;
+  absl::Duration tick_ = absl::ZeroDuration();
   std::unique_ptr<CoordinatorCore> core_;
   std::unique_ptr<CoordinatorServer> server_;
   std::unique_ptr<Coordinator::Stub> stub_;
 };
+
+TEST_F(ServiceTest, ATickThatComesLateExtendsTheLeasesByAsMuch) {
+  StopServer();
+  tick_ = absl::Milliseconds(5);
+  StartServer();
+  grpc::ClientContext context;
+  const auto session = Join(&context);
+  ASSERT_TRUE(Next(session.get()).has_welcome());
+  clock_.Advance(60);  // as if nothing had run for a minute
+  const absl::Time deadline = absl::Now() + absl::Seconds(30);
+  std::vector<NodeStatus> nodes;
+  do {
+    absl::SleepFor(absl::Milliseconds(5));
+    nodes = core_->ListNodes();
+    ASSERT_EQ(nodes.size(), 1);
+  } while (nodes[0].lease_age_seconds() > 1 && absl::Now() < deadline);
+  EXPECT_LE(nodes[0].lease_age_seconds(), 1);
+  context.TryCancel();
+}
 
 TEST_F(ServiceTest, AClientThatSubmitsTooOftenIsToldWhenToTryAgain) {
   StopServer();

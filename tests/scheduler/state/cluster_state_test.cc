@@ -214,6 +214,19 @@ TEST(ClusterState, LostNodeRestartsOnTheOthers) {
   EXPECT_EQ(c.state.rank_table("a")->ranks(0).node(), "n2");
 }
 
+TEST(ClusterState, WhileTheCoordinatorWasStalledNobodyCountsAsSilent) {
+  JobSpec spec = SmallJob("a", 1, 1, 2);
+  ClusterFixture c;
+  c.RunOnOneNode(spec);
+  const absl::Duration stall = absl::Seconds(spec.health().progress_timeout()) + absl::Hours(1);
+  c.now += stall;
+  ASSERT_TRUE(c.Do(Stalled{stall}).ok());
+  ASSERT_TRUE(c.Do(Tick{}).ok());
+  EXPECT_EQ(c.Status("a").state(), RUNNING);
+  c.Advance(c.options.lease_ttl);  // silence from here on counts as ever
+  EXPECT_NE(c.Status("a").state(), RUNNING);
+}
+
 TEST(ClusterState, SilentNodeIsLostWithItsLease) {
   ClusterFixture c;
   c.RunOnOneNode();
