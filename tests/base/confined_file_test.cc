@@ -10,6 +10,8 @@
 #include <filesystem>
 #include <fstream>
 
+#include "tests/base/scratch_folder.h"
+
 namespace moesaic {
 namespace {
 
@@ -19,14 +21,11 @@ using Open = absl::StatusOr<int> (*)(const std::string&, const std::string&);
 class ConfinedFileTest : public ::testing::TestWithParam<Open> {
  protected:
   void SetUp() override {
-    std::string pattern = ::testing::TempDir() + "/moesaic-confined-XXXXXX";
-    dir_ = mkdtemp(pattern.data());
     root_ = dir_ + "/root";
     fs::create_directories(root_ + "/job");
     std::ofstream(root_ + "/job/r0.0") << "snapshot";
     std::ofstream(dir_ + "/secret") << "secret";
   }
-  void TearDown() override { fs::remove_all(dir_); }
 
   absl::StatusCode CodeOf(const std::string& path) const {
     const absl::StatusOr<int> fd = GetParam()(root_, path);
@@ -34,7 +33,8 @@ class ConfinedFileTest : public ::testing::TestWithParam<Open> {
     return fd.status().code();
   }
 
-  std::string dir_;
+  const ScratchFolder scratch_;
+  const std::string dir_ = scratch_.path();
   std::string root_;
 };
 

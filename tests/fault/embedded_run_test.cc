@@ -12,6 +12,7 @@
 
 #include "launcher/run/run_summary.h"
 #include "proto/job_spec.h"
+#include "tests/base/scratch_folder.h"
 #include "trainer/checkpoint/format/manifest.h"
 
 namespace moesaic {
@@ -23,10 +24,6 @@ using ::testing::HasSubstr;
 class EmbeddedRunTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    std::string pattern = ::testing::TempDir() + "/moesaic-run-XXXXXX";
-    dir_ = mkdtemp(pattern.data());
-    std::string memory = "/dev/shm/moesaic-test-XXXXXX";
-    shared_memory_ = mkdtemp(memory.data());
     spec_.set_name("job");
     spec_.mutable_model()->set_layers(1);
     spec_.mutable_model()->set_hidden(16);
@@ -50,7 +47,6 @@ class EmbeddedRunTest : public ::testing::Test {
   // M4: no process, no shared memory, no temporary folder is left.
   void TearDown() override {
     EXPECT_TRUE(fs::is_empty(shared_memory_));
-    fs::remove_all(shared_memory_);
     for (const auto& entry : fs::directory_iterator("/proc")) {
       std::ifstream file(entry.path() / "cmdline");
       const std::string command{std::istreambuf_iterator<char>(file), {}};
@@ -58,7 +54,6 @@ class EmbeddedRunTest : public ::testing::Test {
     }
     EXPECT_FALSE(fs::exists(dir_ + "/run/checkpoints/.staging") &&
                  !fs::is_empty(dir_ + "/run/checkpoints/.staging"));
-    fs::remove_all(dir_);
   }
 
   void Fault(const std::string& line) {
@@ -99,12 +94,14 @@ class EmbeddedRunTest : public ::testing::Test {
   }
 
   JobSpec spec_;
-  std::string dir_;
+  const ScratchFolder scratch_;
+  const std::string dir_ = scratch_.path();
   std::string mpirun_ = "mpirun";
   std::string notes_;
   uint64_t stop_at_ = 0;
   bool stop_now_ = false;
-  std::string shared_memory_;  // of this test's agents alone
+  const ScratchFolder memory_{"/dev/shm"};
+  const std::string shared_memory_ = memory_.path();
 };
 
 TEST_F(EmbeddedRunTest, M4TrainsToTheEndAndSaves) {

@@ -13,6 +13,7 @@
 #include "launcher/agent/command_check.h"
 #include "launcher/agent/orted_command.h"
 #include "launcher/agent/snapshot_memory.h"
+#include "tests/base/scratch_folder.h"
 #include "trainer/checkpoint/format/snapshot_arena.h"
 
 namespace moesaic {
@@ -35,8 +36,6 @@ void Parse(const std::string& bytes, const Take& take) {
 class Memory {
  public:
   Memory() {
-    std::string pattern = std::filesystem::temp_directory_path() / "moesaic-fuzz-XXXXXX";
-    dir_ = mkdtemp(pattern.data());
     std::filesystem::create_directory(dir_ + "/j");
     SnapshotIndex index;
     index.set_job("j");
@@ -57,13 +56,13 @@ class Memory {
     memory_ = std::make_unique<SnapshotMemory>(SnapshotMemoryOptions{dir_, 0});
     memory_->Admit("j", 3, "token");
   }
-  ~Memory() { std::filesystem::remove_all(dir_); }
 
   SnapshotMemory* get() { return memory_.get(); }
   void RemoveCopies() { std::filesystem::remove_all(dir_ + "/j/copies"); }
 
  private:
-  std::string dir_;
+  const ScratchFolder scratch_;
+  const std::string dir_ = scratch_.path();
   std::unique_ptr<SnapshotMemory> memory_;
 };
 

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <thread>
@@ -13,6 +12,7 @@
 
 #include "scheduler/service/checkpoint_writers.h"
 #include "scheduler/service/coordinator.h"
+#include "tests/base/scratch_folder.h"
 #include "tests/trainer/checkpoint/memory_file_system.h"
 #include "tests/trainer/checkpoint/tiny_job.h"
 
@@ -37,8 +37,6 @@ class Deaf : public Outbox<AgentCommand> {
 class Service {
  public:
   Service() {
-    std::string pattern = std::filesystem::temp_directory_path() / "moesaic-fuzz-XXXXXX";
-    dir_ = mkdtemp(pattern.data());
     CoordinatorOptions options;
     options.cluster.join_wait = absl::ZeroDuration();
     options.cluster.draw_token = [] { return "token"; };
@@ -60,10 +58,7 @@ class Service {
     writer_.set_generation(core_->LiveRankTable(spec.name())->generation());
     writer_.set_token("token");
   }
-  ~Service() {
-    core_.reset();
-    std::filesystem::remove_all(dir_);
-  }
+  ~Service() { core_.reset(); }
 
   void Begin(CheckpointWriters* writers, const std::string& bytes) {
     BeginCheckpointRequest request;
@@ -137,7 +132,8 @@ class Service {
   CoordinatorCore* core() { return core_.get(); }
 
  private:
-  std::string dir_;
+  const ScratchFolder scratch_;
+  const std::string dir_ = scratch_.path();
   MemoryFileSystem files_;
   std::unique_ptr<CoordinatorCore> core_;
   WorkerIdentity writer_;

@@ -4,26 +4,22 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
-#include <filesystem>
 #include <iterator>
+
+#include "tests/base/scratch_folder.h"
 
 namespace moesaic {
 namespace {
 
 class RankLogsTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    std::string pattern = ::testing::TempDir() + "/moesaic-logs-XXXXXX";
-    dir_ = mkdtemp(pattern.data());
-  }
-  void TearDown() override { std::filesystem::remove_all(dir_); }
-
   std::string Read(const std::string& name) const {
     std::ifstream file(dir_ + "/" + name);
     return {std::istreambuf_iterator<char>(file), {}};
   }
 
-  std::string dir_;
+  const ScratchFolder scratch_;
+  const std::string dir_ = scratch_.path();
 };
 
 TEST_F(RankLogsTest, TakesRanksApart) {

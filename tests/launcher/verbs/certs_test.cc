@@ -10,6 +10,7 @@
 #include "launcher/verbs/connection_flags.h"
 #include "launcher/verbs/verb_list.h"
 #include "scheduler/service/server.h"
+#include "tests/base/scratch_folder.h"
 
 namespace moesaic {
 namespace {
@@ -19,12 +20,6 @@ using ::testing::Not;
 
 class CertsTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    std::string pattern = ::testing::TempDir() + "/moesaic-certs-XXXXXX";
-    dir_ = mkdtemp(pattern.data());
-  }
-  void TearDown() override { std::filesystem::remove_all(dir_); }
-
   int Run(std::vector<std::string> arguments) {
     out_.str("");
     err_.str("");
@@ -36,7 +31,8 @@ class CertsTest : public ::testing::Test {
     return info.st_mode & 07777;
   }
 
-  std::string dir_;
+  const ScratchFolder scratch_;
+  const std::string dir_ = scratch_.path();
   std::ostringstream out_;
   std::ostringstream err_;
   VerbContext context_{

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <thread>
 
+#include "tests/base/scratch_folder.h"
 #include "tests/trainer/checkpoint/memory_file_system.h"
 #include "tests/trainer/checkpoint/tiny_job.h"
 
@@ -31,15 +32,8 @@ std::vector<std::string> Rebuildable(std::vector<CheckpointEntry> entries) {
 
 class CheckpointArchiveTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    std::string pattern = ::testing::TempDir() + "/moesaic-archive-XXXXXX";
-    dir_ = mkdtemp(pattern.data());
-    Open(false);
-  }
-  void TearDown() override {
-    archive_.reset();
-    std::filesystem::remove_all(dir_);
-  }
+  void SetUp() override { Open(false); }
+  void TearDown() override { archive_.reset(); }
 
   void Open(bool verify, const std::string& catalog = "/catalog.sqlite") {
     archive_.reset();
@@ -82,7 +76,8 @@ class CheckpointArchiveTest : public ::testing::Test {
     }
   }
 
-  std::string dir_;
+  const ScratchFolder scratch_;
+  const std::string dir_ = scratch_.path();
   MemoryFileSystem files_;
   Mutex mutex_;
   std::vector<std::string> notes_ ABSL_GUARDED_BY(mutex_);

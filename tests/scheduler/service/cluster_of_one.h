@@ -3,13 +3,13 @@
 
 #include <gtest/gtest.h>
 
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "scheduler/service/server.h"
+#include "tests/base/scratch_folder.h"
 
 namespace moesaic {
 
@@ -35,15 +35,8 @@ class RecordingOutbox : public Outbox<Message> {
 
 class ClusterOfOne : public ::testing::Test {
  protected:
-  void SetUp() override {
-    std::string pattern = ::testing::TempDir() + "/moesaic-cluster-XXXXXX";
-    dir_ = mkdtemp(pattern.data());
-    StartServer("127.0.0.1:0");
-  }
-  void TearDown() override {
-    StopServer();
-    std::filesystem::remove_all(dir_);
-  }
+  void SetUp() override { StartServer("127.0.0.1:0"); }
+  void TearDown() override { StopServer(); }
 
   void StartServer(const std::string& listen) {
     CoordinatorOptions options;
@@ -98,7 +91,8 @@ class ClusterOfOne : public ::testing::Test {
     core_->Handle(end).IgnoreError();
   }
 
-  std::string dir_;
+  const ScratchFolder scratch_;
+  const std::string dir_ = scratch_.path();
   FileSystem* files_ = nullptr;  // of the machine, where null
   std::unique_ptr<CoordinatorCore> core_;
   std::unique_ptr<CoordinatorServer> server_;

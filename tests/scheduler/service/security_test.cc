@@ -5,7 +5,6 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
-#include <filesystem>
 #include <set>
 
 #include "proto/checkpoint_service.pb.h"
@@ -14,6 +13,7 @@
 #include "scheduler/client/channel.h"
 #include "scheduler/service/server.h"
 #include "scheduler/service/submission.h"
+#include "tests/base/scratch_folder.h"
 #include "tests/scheduler/certs/test_certificates.h"
 #include "tests/scheduler/state/cluster_fixture.h"
 
@@ -28,8 +28,6 @@ constexpr char kWrongRole[] = "takes the certificate of";
 class SecurityTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    std::string pattern = ::testing::TempDir() + "/moesaic-security-XXXXXX";
-    dir_ = mkdtemp(pattern.data());
     CoordinatorOptions options;
     options.store_path = dir_ + "/coordinator.sqlite";
     options.cluster.join_wait = absl::ZeroDuration();
@@ -41,7 +39,6 @@ class SecurityTest : public ::testing::Test {
   void TearDown() override {
     server_.reset();
     core_.reset();
-    std::filesystem::remove_all(dir_);
   }
   void StartServer(std::optional<TlsIdentity> tls) {
     ServerOptions options;
@@ -81,7 +78,8 @@ class SecurityTest : public ::testing::Test {
     return Submit(request);
   }
 
-  std::string dir_;
+  const ScratchFolder scratch_;
+  const std::string dir_ = scratch_.path();
   QueueLimits limits_;
   TestCertificates certificates_;
   std::unique_ptr<CoordinatorCore> core_;

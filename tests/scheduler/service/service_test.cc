@@ -5,13 +5,13 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
-#include <filesystem>
 #include <thread>
 
 #include "proto/coordinator.grpc.pb.h"
 #include "scheduler/client/channel.h"
 #include "scheduler/client/coordinator_client.h"
 #include "scheduler/service/server.h"
+#include "tests/base/scratch_folder.h"
 #include "tests/scheduler/state/cluster_fixture.h"
 
 namespace moesaic {
@@ -30,15 +30,8 @@ class HandClock : public Clock {
 
 class ServiceTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    std::string pattern = ::testing::TempDir() + "/moesaic-service-XXXXXX";
-    dir_ = mkdtemp(pattern.data());
-    StartServer();
-  }
-  void TearDown() override {
-    StopServer();
-    std::filesystem::remove_all(dir_);
-  }
+  void SetUp() override { StartServer(); }
+  void TearDown() override { StopServer(); }
 
   void StartServer() {
     CoordinatorOptions options;
@@ -112,7 +105,8 @@ class ServiceTest : public ::testing::Test {
     return ConnectToCoordinator(address);
   }
 
-  std::string dir_;
+  const ScratchFolder scratch_;
+  const std::string dir_ = scratch_.path();
   HandClock clock_;
   SubmissionLimits submissions_;
   absl::Duration tick_ = absl::ZeroDuration();

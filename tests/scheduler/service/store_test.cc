@@ -2,19 +2,14 @@
 
 #include <gtest/gtest.h>
 
-#include <filesystem>
+#include "tests/base/scratch_folder.h"
 
 namespace moesaic {
 namespace {
 
 class StoreTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    std::string pattern = ::testing::TempDir() + "/moesaic-store-XXXXXX";
-    dir_ = mkdtemp(pattern.data());
-    path_ = dir_ + "/coordinator.sqlite";
-  }
-  void TearDown() override { std::filesystem::remove_all(dir_); }
+  void SetUp() override { path_ = dir_ + "/coordinator.sqlite"; }
 
   static JobRecord Record(const std::string& name, uint64_t generation) {
     JobRecord record;
@@ -31,7 +26,8 @@ class StoreTest : public ::testing::Test {
     return stored;
   }
 
-  std::string dir_;
+  const ScratchFolder scratch_;
+  const std::string dir_ = scratch_.path();
   std::string path_;
 };
 
