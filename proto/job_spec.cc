@@ -340,9 +340,36 @@ class CrossFieldRules {
   }
 
   void CheckRecipe() {
-    if (Sound({"recipe.preset"}) && spec_.recipe().preset() != "top_k") {
-      Report("recipe.preset", "there is no recipe \"", spec_.recipe().preset(),
-             "\"; there is: top_k");
+    const RouterSpec& router = spec_.recipe().router();
+    if (!spec_.model().has_moe() || !Sound({"model.moe", "recipe.router"})) return;
+    CheckGroups(router.select());
+    CheckBalance(router);
+  }
+
+  void CheckGroups(const SelectSpec& select) {
+    const MoeSpec& moe = spec_.model().moe();
+    if (moe.experts() % select.groups() != 0) {
+      Report("recipe.router.select.groups", "must divide model.moe.experts (", moe.experts(),
+             "), not ", select.groups());
+      return;
+    }
+    if (!select.has_group_limit()) return;
+    const uint32_t limit = select.group_limit();
+    const uint32_t per_group = moe.experts() / select.groups();
+    if (limit > select.groups()) {
+      Report("recipe.router.select.group_limit", "must be at most groups (", select.groups(),
+             "), not ", limit);
+    } else if (uint64_t{limit} * per_group < moe.active()) {
+      Report("recipe.router.select.group_limit", limit, " groups of ", per_group,
+             " experts have fewer than model.moe.active (", moe.active(), ")");
+    }
+  }
+
+  void CheckBalance(const RouterSpec& router) {
+    const BalanceSpec& balance = router.balance();
+    if (balance.has_groups() && spec_.model().moe().experts() % balance.groups() != 0) {
+      Report("recipe.router.balance.groups", "must divide model.moe.experts (",
+             spec_.model().moe().experts(), "), not ", balance.groups());
     }
   }
 

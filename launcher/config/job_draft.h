@@ -13,9 +13,9 @@ namespace moesaic {
 
 // Where a value came from, in the order of precedence from kDefault up.
 struct Origin {
-  enum Kind { kDefault, kDerived, kFile, kEnvironment, kSet, kFlag };
+  enum Kind { kDefault, kPreset, kDerived, kFile, kEnvironment, kSet, kFlag };
   Kind kind = kDefault;
-  // For people: "default", "derived", "job.yaml:3:5", "MOESAIC_TRAIN__STEPS", "--set", "--nodes".
+  // For people: "default", "preset deepseek_v3", "derived", "job.yaml:3:5", "MOESAIC_TRAIN__STEPS", "--set", "--nodes".
   std::string text;
 };
 

@@ -14,6 +14,7 @@
 #include "launcher/config/job_textproto.h"
 #include "proto/field_text.h"
 #include "proto/job_spec.h"
+#include "trainer/recipe/recipe.h"
 
 namespace moesaic {
 namespace {
@@ -144,6 +145,27 @@ void CompleteOrigins(const Message& message, const std::string& path, JobOrigins
   }
 }
 
+// Fills what the recipe's preset says, and the numbers that recipe.experts changes.
+void ResolveRecipe(const std::string& top, JobDraft* draft) {
+  const MoeSpec given = draft->spec.model().moe();
+  for (const JobProblem& problem : ApplyPreset(&draft->spec)) {
+    draft->Report(draft->WhereOf(problem.path, top), problem.path, problem.message);
+  }
+  JobOrigins filled;
+  CompleteOrigins(draft->spec.recipe(), "recipe", &filled);
+  const Origin preset = {Origin::kPreset, "preset " + draft->spec.recipe().preset()};
+  for (const auto& [path, ignored] : filled) draft->origins.emplace(path, preset);
+
+  const MoeSpec& moe = draft->spec.model().moe();
+  const auto derive = [draft](const char* path, uint32_t before, uint32_t after) {
+    if (before != after) draft->origins[path] = {Origin::kDerived, "recipe.experts"};
+  };
+  derive("model.moe.experts", given.experts(), moe.experts());
+  derive("model.moe.active", given.active(), moe.active());
+  derive("model.moe.expert_width", given.expert_width(), moe.expert_width());
+  derive("model.moe.shared_width", given.shared_width(), moe.shared_width());
+}
+
 absl::Status ProblemsOf(const JobDraft& draft) {
   if (draft.problems.empty()) return absl::OkStatus();
   return absl::InvalidArgumentError(
@@ -183,8 +205,9 @@ absl::StatusOr<LoadedJob> LoadJob(const JobSources& sources) {
   }
   LoadedJob job;
   job.given = draft.spec;
-  ApplyDefaults(&draft.spec);
   const std::string top = TopOf(sources);
+  ResolveRecipe(top, &draft);
+  ApplyDefaults(&draft.spec);
   ResolveVocabulary(sources, &draft);
   for (const JobProblem& problem : ValidateJob(draft.spec, draft.known)) {
     draft.Report(draft.WhereOf(problem.path, top), problem.path, problem.message);

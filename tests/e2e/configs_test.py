@@ -1,4 +1,5 @@
-"""Every job file of configs/ trains for a few steps, on less data a step."""
+"""Every job file of configs/ trains for a few steps, on less data a step; those of published models are
+planned."""
 
 import os
 import pathlib
@@ -7,6 +8,7 @@ import shutil
 from harness import EndToEndTest, main
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
+PUBLISHED = CONFIGS / "published"
 SMALLER = ["train.steps=2", "train.global_batch=4", "train.micro_batch=2", "model.sequence=64",
            "train.validate_samples=4", "train.schedule={warmup_steps: 0, constant: {}}",
            "elastic.slots_per_node=2",
@@ -25,7 +27,7 @@ class ConfigsTest(EndToEndTest):
                     shutil.copy(cls.path(f"{part}.{end}"), cls.path(folder))
 
     def test_each_trains(self):
-        files = sorted(CONFIGS.rglob("*.yaml"))
+        files = sorted(file for file in CONFIGS.rglob("*.yaml") if file.parent != PUBLISHED)
         self.assertTrue(files)
         for file in files:
             with self.subTest(file=str(file.relative_to(CONFIGS))):

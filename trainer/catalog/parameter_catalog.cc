@@ -56,9 +56,9 @@ absl::Status CheckSizes(const ModelSpec& model) {
 
 // How many parameters the job has, without making them.
 int64_t CountParameters(const ModelSpec& model) {
-  int64_t count = 3;
+  int64_t count = 7;
   for (int layer = 0; layer < static_cast<int>(model.layers()); ++layer) {
-    count += IsMoeLayer(model, layer) ? 7 + 2 * int64_t{model.moe().experts()} : 6;
+    count += IsMoeLayer(model, layer) ? 10 + 2 * int64_t{model.moe().experts()} : 6;
   }
   return count;
 }
@@ -66,16 +66,18 @@ int64_t CountParameters(const ModelSpec& model) {
 // Appends parameters in the catalogue's order.
 class Lister {
  public:
-  explicit Lister(const ModelSpec& model)
-      : model_(model),
-        normal_{InitRule::kNormal, model.init_std()},
-        residual_{InitRule::kNormal, model.init_std() / std::sqrt(2.0 * model.layers())} {}
+  explicit Lister(const JobSpec& spec)
+      : model_(spec.model()),
+        router_(spec.recipe().router()),
+        normal_{InitRule::kNormal, model_.init_std()},
+        residual_{InitRule::kNormal, model_.init_std() / std::sqrt(2.0 * model_.layers())} {}
 
   std::vector<ParameterSpec> List() {
     const int64_t hidden = model_.hidden();
     const int64_t vocabulary = model_.vocabulary();
     Add("embedding", {vocabulary, hidden}, ParameterKind::kEmbedding, normal_).uses =
         model_.tie_head() ? 2 : 1;
+    if (router_.has_state()) ListRouterCell();
     for (layer_ = 0; layer_ < static_cast<int>(model_.layers()); ++layer_) ListLayer();
     layer_ = -1;
     AddNorm("norm");
@@ -84,6 +86,29 @@ class Lister {
   }
 
  private:
+  void ListRouterCell() {
+    const int64_t p = router_.state().width();
+    int uses = 0;
+    for (int layer = 0; layer < static_cast<int>(model_.layers()); ++layer) {
+      uses += IsMoeLayer(model_, layer);
+    }
+    const InitRule uniform = {InitRule::kUniform, 1 / std::sqrt(static_cast<double>(p))};
+    for (const char* name : {"router_cell.input_weight", "router_cell.hidden_weight"}) {
+      AddRouter(name, {3 * p, p}, uniform).uses = uses;
+    }
+    for (const char* name : {"router_cell.input_bias", "router_cell.hidden_bias"}) {
+      ParameterSpec& bias = AddRouter(name, {3 * p}, {InitRule::kZeros, 0});
+      bias.uses = uses;
+      bias.decay = false;
+    }
+  }
+
+  ParameterSpec& AddRouter(std::string name, std::vector<int64_t> shape, InitRule init) {
+    ParameterSpec& router = Add(std::move(name), std::move(shape), ParameterKind::kRouter, init);
+    router.fp32 = true;
+    return router;
+  }
+
   void ListLayer() {
     const int64_t hidden = model_.hidden();
     const int64_t width = model_.head_width();
@@ -103,10 +128,14 @@ class Lister {
 
   void ListExperts(const std::string& prefix) {
     const MoeSpec& moe = model_.moe();
-    ParameterSpec& router =
-        Add(prefix + "router", {int64_t{moe.experts()}, int64_t{model_.hidden()}},
-            ParameterKind::kRouter, normal_);
-    router.fp32 = true;
+    int64_t seen = model_.hidden();  // width of what the logits are linear in
+    if (router_.has_state()) {
+      seen = router_.state().width();
+      AddRouter(prefix + "router_projection", {seen, int64_t{model_.hidden()}}, normal_);
+    }
+    AddRouter(prefix + "router", {int64_t{moe.experts()}, seen}, normal_);
+    if (router_.balance().has_bias()) AddRouterState(prefix + "router_bias");
+    if (router_.balance().scope() == GLOBAL) AddRouterState(prefix + "router_load");
     if (moe.shared_width() > 0) {
       AddSwiGlu(prefix + "shared.", moe.shared_width(), ParameterKind::kFeedForward, -1);
     }
@@ -120,6 +149,14 @@ class Lister {
     const int64_t hidden = model_.hidden();
     Add(prefix + "gate_up", {2 * width, hidden}, kind, normal_).expert = expert;
     Add(prefix + "down", {hidden, width}, kind, residual_).expert = expert;
+  }
+
+  void AddRouterState(std::string name) {
+    ParameterSpec& state = Add(std::move(name), {int64_t{model_.moe().experts()}},
+                               ParameterKind::kRouterState, {InitRule::kZeros, 0});
+    state.learnt = false;
+    state.decay = false;
+    state.fp32 = true;
   }
 
   void AddNorm(std::string name) {
@@ -141,9 +178,10 @@ class Lister {
   }
 
   const ModelSpec& model_;
+  const RouterSpec& router_;
   const InitRule normal_;
   const InitRule residual_;
-  int layer_ = -1;
+  int layer_ = -1;  // being listed; -1: of no layer
   std::vector<ParameterSpec> parameters_;
 };
 
@@ -167,7 +205,7 @@ absl::StatusOr<ParameterCatalog> ParameterCatalog::Build(const JobSpec& spec) {
   for (int layer = 0; layer < catalog.layers_; ++layer) {
     catalog.moe_layers_.push_back(IsMoeLayer(model, layer));
   }
-  catalog.parameters_ = Lister(model).List();
+  catalog.parameters_ = Lister(spec).List();
 
   int64_t total = 0;
   for (ParameterId id = 0; id < catalog.size(); ++id) {

@@ -20,13 +20,22 @@ namespace moesaic {
 using ParameterId = int32_t;
 inline constexpr ParameterId kNoParameter = -1;
 
-enum class ParameterKind { kEmbedding, kHead, kNorm, kAttention, kFeedForward, kRouter, kExpert };
+enum class ParameterKind {
+  kEmbedding,
+  kHead,
+  kNorm,
+  kAttention,
+  kFeedForward,
+  kRouter,
+  kExpert,
+  kRouterState,  // moved by a rule of the recipe once a step, not learnt
+};
 
 // Initial values, drawn from the random stream (seed, parameter name, element index), so that they
 // depend on no layout.
 struct InitRule {
-  enum Kind { kOnes, kNormal } kind = kNormal;
-  double stddev = 0;
+  enum Kind { kOnes, kNormal, kZeros, kUniform } kind = kNormal;
+  double stddev = 0;  // of kUniform: the bound, on both sides
 };
 
 struct ParameterSpec {
@@ -37,6 +46,7 @@ struct ParameterSpec {
   int expert = -1;        // global id within the layer; -1: every data rank holds the parameter
   int uses = 1;           // times a pass uses it (a tied embedding: 2)
   bool decay = true;      // weight decay applies
+  bool learnt = true;     // has gradients, counts in their norm and has moments; else no decay either
   bool fp32 = false;      // computed with in fp32 whatever train.precision is (norms, router)
   InitRule init;
 
@@ -51,7 +61,15 @@ struct ParameterSpec {
 //   layers.L.feed_forward_norm      [hidden]
 //   layers.L.dense.gate_up          [2 * dense_width, hidden]   rows: gate, up      (dense layer)
 //   layers.L.dense.down             [hidden, dense_width]
-//   layers.L.moe.router             [experts, hidden]                               (MoE layer)
+//   router_cell.input_weight        [3 p, p]                            (recipe.router.state: one
+//   router_cell.hidden_weight       [3 p, p]                             GRU cell for all layers,
+//   router_cell.input_bias          [3 p]                                used by each MoE layer;
+//   router_cell.hidden_bias         [3 p]                                they follow the embedding)
+//   layers.L.moe.router_projection  [p, hidden]                         (recipe.router.state)
+//   layers.L.moe.router             [experts, hidden], or [experts, p]              (MoE layer)
+//   layers.L.moe.router_bias        [experts]           not learnt    (recipe.router.balance.bias)
+//   layers.L.moe.router_load        [experts]           not learnt    (balance.scope global): pairs
+//                                                       of each expert in the step before
 //   layers.L.moe.shared.gate_up     [2 * shared_width, hidden]                      (if any)
 //   layers.L.moe.shared.down        [hidden, shared_width]
 //   layers.L.moe.experts.E.gate_up  [2 * expert_width, hidden]

@@ -42,7 +42,7 @@ class Sizer {
     const std::vector<int> writers = CheckpointWriters(*in_.catalog, mesh_, placement_);
     for (ParameterId id = 0; id < in_.catalog->size(); ++id) {
       const ParameterSpec& parameter = (*in_.catalog)[id];
-      const int64_t bytes = parameter.elements() * kFloat, objects = has_moments_ ? 3 : 1;
+      const int64_t bytes = parameter.elements() * kFloat, objects = HasMoments(parameter) ? 3 : 1;
       size_.ranks[writers[id]].snapshot += ArenaBytes(bytes) * objects;
       size_.checkpoint += bytes * objects;
       AddParameter(parameter);
@@ -60,6 +60,13 @@ class Sizer {
   }
 
  private:
+  bool HasMoments(const ParameterSpec& parameter) const { return has_moments_ && parameter.learnt; }
+
+  // What is not learnt has no gradient.
+  static int64_t SummedElements(const ParameterSpec& parameter) {
+    return parameter.learnt ? parameter.elements() : 0;
+  }
+
   std::vector<int> HoldersOf(const ParameterSpec& parameter) const {
     const std::span<const int> ranks = parameter.expert >= 0
                                            ? placement_.holders(parameter.layer, parameter.expert)
@@ -76,7 +83,7 @@ class Sizer {
       const bool owns = dense || rank == holders.front();
       const bool fp32 = parameter.fp32 || compute_bytes_ == kFloat;
       if (owns) memory.weights += elements * kFloat;
-      if (owns && has_moments_) memory.moments += 2 * elements * kFloat;
+      if (owns && HasMoments(parameter)) memory.moments += 2 * elements * kFloat;
       if (!fp32 || !owns) memory.weights += elements * (fp32 ? kFloat : compute_bytes_);
     }
     if (dense) return;
@@ -93,7 +100,7 @@ class Sizer {
     int64_t dense = 0;
     for (const ParameterSpec& parameter : in_.catalog->parameters()) {
       const std::vector<int> holders = HoldersOf(parameter);
-      const int64_t bytes = BucketElements(parameter.elements()) * kFloat;
+      const int64_t bytes = BucketElements(SummedElements(parameter)) * kFloat;
       for (const int rank : holders) size_.ranks[rank].gradients += bytes;
       if (parameter.expert < 0) {
         dense += bytes;
@@ -175,7 +182,7 @@ class Sizer {
   void AddSumTrees() {
     std::vector<SummedParameter> summed;
     for (const ParameterSpec& parameter : in_.catalog->parameters()) {
-      summed.push_back({parameter.elements(),
+      summed.push_back({SummedElements(parameter),
                         parameter.expert < 0 ? -1 : HoldersOf(parameter).front()});
     }
     const std::vector<int> owners = RootOwners(summed, mesh_.size());
@@ -184,6 +191,7 @@ class Sizer {
     for (const ParameterRange& range :
          GradientBatches(summed, kGradientBatchBytes / kFloat)) {
       for (ParameterId id = range.begin; id < range.end; ++id) {
+        if (!(*in_.catalog)[id].learnt) continue;
         AddSumTree((*in_.catalog)[id], owners[id], batch, shared);
       }
       ++batch;

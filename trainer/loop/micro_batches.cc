@@ -27,11 +27,11 @@ std::vector<int64_t> RoundIds(const Mesh& mesh, int rank, const MicroBatchPlan& 
   return ids;
 }
 
-MicroBatch MakeMicroBatch(SampleBatch samples, int64_t length, int64_t id,
-                          std::vector<int64_t> round_ids) {
+MicroBatch MakeMicroBatch(SampleBatch samples, int64_t length, MicroBatchPlace place) {
   MicroBatch batch;
-  batch.id = id;
-  batch.round_ids = std::move(round_ids);
+  batch.id = place.id;
+  batch.first_sample = place.first_sample;
+  batch.round_ids = std::move(place.round_ids);
   batch.sequences = static_cast<int64_t>(samples.tokens.size()) / length;
   batch.length = length;
   if (!samples.document_starts.empty()) {

@@ -15,8 +15,14 @@ namespace moesaic {
 // communicator; -1: none.
 std::vector<int64_t> RoundIds(const Mesh& mesh, int rank, const MicroBatchPlan& plan, int64_t round);
 
+// Which micro-batch of a round it is.
+struct MicroBatchPlace {
+  int64_t id = -1;            // -1: none
+  int64_t first_sample = 0;
+  std::vector<int64_t> round_ids;
+};
+
 // `samples` may be empty: the rank joins the round with zero sequences.
-MicroBatch MakeMicroBatch(SampleBatch samples, int64_t length, int64_t id,
-                          std::vector<int64_t> round_ids);
+MicroBatch MakeMicroBatch(SampleBatch samples, int64_t length, MicroBatchPlace place);
 
 }  // namespace moesaic

@@ -12,7 +12,10 @@ namespace {
 std::vector<HeldParameter> HeldParameters(const ParameterGradientsInputs& inputs) {
   std::vector<HeldParameter> parameters;
   for (const ParameterSpec& spec : inputs.catalog->parameters()) {
-    HeldParameter parameter = {.elements = spec.elements(), .uses = spec.uses};
+    // What is not learnt keeps its place, so that positions are ids.
+    HeldParameter parameter;
+    parameter.elements = spec.learnt ? spec.elements() : 0;
+    parameter.uses = spec.learnt ? spec.uses : 0;
     if (spec.expert >= 0) {
       parameter.holders =
           inputs.mesh->DataOf(inputs.placement->holders(spec.layer, spec.expert));

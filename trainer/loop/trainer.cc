@@ -19,6 +19,7 @@
 #include "trainer/loop/step_plan.h"
 #include "trainer/model/initialise.h"
 #include "trainer/model/kernels/optimizer_kernels.h"
+#include "trainer/model/router/bias.h"
 #include "trainer/model/transformer.h"
 #include "trainer/optim/lr_schedule.h"
 #include "trainer/optim/optimizer.h"
@@ -130,14 +131,16 @@ class TrainerImpl : public Trainer {
   absl::StatusOr<MicroBatch> Load(const StepPlan& step, int64_t round, const Read& read) const {
     const MicroBatchPlan plan = PlanFor(step);
     const std::optional<int64_t> id = plan.At(round, data_coordinate());
+    MicroBatchPlace place = {.id = id.value_or(-1),
+                             .round_ids = RoundIds(inputs_.mesh, inputs_.rank, plan, round)};
     SampleBatch samples;
     if (id.has_value()) {
-      auto batch = read(step.sample_begin(*id), step.samples(*id));
+      place.first_sample = step.sample_begin(*id);
+      auto batch = read(place.first_sample, step.samples(*id));
       if (!batch.ok()) return batch.status();
       samples = *std::move(batch);
     }
-    return MakeMicroBatch(std::move(samples), inputs_.spec.model().sequence(), id.value_or(-1),
-                          RoundIds(inputs_.mesh, inputs_.rank, plan, round));
+    return MakeMicroBatch(std::move(samples), inputs_.spec.model().sequence(), std::move(place));
   }
 
   void At(int64_t micro_batch, const char* phase, const std::string& block = "") const {
@@ -158,6 +161,7 @@ class TrainerImpl : public Trainer {
   absl::Status RunRounds(const StepPlan& step, StepSums& sums);
   void ContributeNorms(StepSums& sums) const;
   void Update(double clip_factor);
+  void MoveRouterStates(const StepSums& sums);
   StepMetrics Metrics(const StepSums& sums, int64_t targets, bool skipped) const;
 
   const TrainerInputs inputs_;
@@ -210,6 +214,7 @@ absl::Status TrainerImpl::RunRounds(const StepPlan& step, StepSums& sums) {
 // Each parameter counts once: an expert at its primary, a dense one at a rank that its id chooses.
 void TrainerImpl::ContributeNorms(StepSums& sums) const {
   for (const ParameterId id : store_.owned()) {
+    if (!catalog_[id].learnt) continue;
     const bool dense = catalog_[id].expert < 0;
     if (dense && id % inputs_.mesh.size() != data_coordinate()) continue;
     sums.SetSquaredNorm(id, SquaredNorm(gradients_.Reduced(id)));
@@ -223,9 +228,30 @@ void TrainerImpl::Update(double clip_factor) {
       .gradient_scale = clip_factor,
       .update = state_.optimizer_updates() + 1};
   for (const ParameterId id : store_.owned()) {
+    if (!catalog_[id].learnt) continue;
     optimizer_->Update(catalog_[id], id, gradients_.Reduced(id), scalars, store_);
   }
   gradients_.ShareWeights(store_);
+}
+
+// Counts are equal on all ranks, and so are the states.
+void TrainerImpl::MoveRouterStates(const StepSums& sums) {
+  const BalanceSpec& balance = inputs_.spec.recipe().router().balance();
+  for (size_t i = 0; i < moe_layers_.size(); ++i) {
+    const int layer = moe_layers_[i];
+    const auto counts = sums.ExpertCounts(static_cast<int>(i), catalog_.experts(layer));
+    const auto state_of = [&](const char* name) -> std::span<float> {
+      const ParameterId id = catalog_.Find(absl::StrCat("layers.", layer, ".moe.", name));
+      if (id == kNoParameter) return {};
+      const at::Tensor master = store_.master(id);
+      return {master.mutable_data_ptr<float>(), static_cast<size_t>(master.numel())};
+    };
+    if (balance.has_bias()) {
+      MoveBias(balance.bias(), state_.step(), counts, state_of("router_bias"));
+    }
+    const std::span<float> load = state_of("router_load");
+    std::copy_n(counts.begin(), load.size(), load.begin());
+  }
 }
 
 StepMetrics TrainerImpl::Metrics(const StepSums& sums, int64_t targets, bool skipped) const {
@@ -273,7 +299,10 @@ absl::StatusOr<StepOutcome> TrainerImpl::Step(const ControlWord& wish) {
   const double norm = sums.gradient_norm();
   const bool skipped = !std::isfinite(norm) || !std::isfinite(sums.loss_sum());
   outcome.metrics = Metrics(sums, targets, skipped);
-  if (!skipped) Update(ClipFactor(norm, inputs_.spec.train().clip_norm()));
+  if (!skipped) {
+    Update(ClipFactor(norm, inputs_.spec.train().clip_norm()));
+    MoveRouterStates(sums);
+  }
   outcome.times.update = Seconds(update_begin);
 
   state_.set_step(state_.step() + 1);

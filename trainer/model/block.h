@@ -49,6 +49,9 @@ class GradientSink {
 // One logical micro-batch (or, with zero sequences, this rank's part in a round where it has none).
 struct MicroBatch {
   int64_t id = -1;                        // -1: none in this round
+  // Of its first sequence, in the order of the training data: what is drawn at random for a
+  // sequence depends on it, whatever the layout.
+  int64_t first_sample = 0;
   // Micro-batch ids of all ranks of the expert communicator in this round; -1: none.
   std::vector<int64_t> round_ids;
   int64_t sequences = 0;
@@ -71,9 +74,8 @@ struct PassScalars {
 };
 
 struct PassOptions {
-  bool training = true;       // keep what backward needs
+  bool training = true;       // keep what backward needs; capacity limits hold in training only
   bool reproducible = false;  // expert products by (expert, micro-batch) segment
-  bool dropless = false;      // no capacity limit, whatever the recipe says (generation)
   at::ScalarType compute = at::kFloat;
   // Factors that make a SUM over everything the step's gradient (design: "nothing divides later"):
   double loss_scale = 1;      // of each target's loss: 1 / global target tokens of the step

@@ -10,7 +10,6 @@ Decoder::Decoder(const Transformer& model, WeightSource& weights, int64_t sequen
   TORCH_CHECK(capacity >= 1 && capacity <= model.positions(), "decode: ", capacity,
               " positions asked of a model made for ", model.positions());
   options_.training = false;
-  options_.dropless = true;
   options_.compute = compute;
   for (int layer = 0; layer < model.layers(); ++layer) {
     const auto make = [&] {

@@ -78,18 +78,16 @@ at::Tensor MoeBlock::Normed(const at::Tensor& x, PassContext& context,
 Bundle MoeBlock::Forward(const Bundle& in, PassContext& context) {
   auto saved = std::make_unique<MoeSaved>();
   const at::Tensor normed = Normed(in.hidden, context, saved->norm);
-  Bundle out = in;
-  out.hidden = moe_.Forward(normed, in.hidden, context, saved->moe);
+  Bundle out = moe_.Forward(normed, in, context, saved->moe);
   if (context.options->training) context.saved = std::move(saved);
   return out;
 }
 
 Bundle MoeBlock::BackwardInput(const Bundle& grad_out, PassContext& context) {
   auto& saved = static_cast<MoeSaved&>(*context.saved);
-  const at::Tensor dnormed = moe_.BackwardInput(grad_out.hidden, context, saved.moe);
-  Bundle grad_in = grad_out;
+  Bundle grad_in = moe_.BackwardInput(grad_out, context, saved.moe);
   const ProfiledScope scope(context.options->profile, Part::kNorm);
-  grad_in.hidden = norm_.BackwardInput(dnormed, grad_out.hidden, *context.weights, saved.norm);
+  grad_in.hidden = norm_.BackwardInput(grad_in.hidden, grad_out.hidden, *context.weights, saved.norm);
   return grad_in;
 }
 

@@ -16,6 +16,18 @@ void Initialise(const ParameterSpec& parameter, uint64_t seed, int64_t first, at
     case InitRule::kOnes:
       values.fill_(1);
       return;
+    case InitRule::kZeros:
+      values.zero_();
+      return;
+    case InitRule::kUniform: {
+      const RandomStream stream(seed, "init", parameter.name);
+      float* data = values.data_ptr<float>();
+      for (int64_t i = 0; i < values.numel(); ++i) {
+        const double unit = 2 * stream.Uniform(static_cast<uint64_t>(first + i)) - 1;
+        data[i] = static_cast<float>(parameter.init.stddev * unit);
+      }
+      return;
+    }
     case InitRule::kNormal: {
       const RandomStream stream(seed, "init", parameter.name);
       float* data = values.data_ptr<float>();

@@ -86,7 +86,7 @@ void RecordRouting(const Routing& routing, int moe_index, PassScalars& scalars) 
 
 MoeLayer::MoeLayer(const MoeConfig& config, Router router, ExpertPool pool,
                    const ExpertParallel& parallel)
-    : config_(config), router_(std::move(router)), pool_(std::move(pool)), parallel_(parallel) {
+    : config_(config), logits_(config.logits), router_(std::move(router)), pool_(std::move(pool)), parallel_(parallel) {
   TORCH_CHECK(pool_.size() == router_.experts(), "layer ", config.layer, ": a router of ",
               router_.experts(), " over a pool of ", pool_.size(), " experts");
   TORCH_CHECK(parallel_.exchange != nullptr || !Exchanges(), "layer ", config.layer,
@@ -94,7 +94,10 @@ MoeLayer::MoeLayer(const MoeConfig& config, Router router, ExpertPool pool,
 }
 
 std::vector<ParameterId> MoeLayer::parameters() const {
-  std::vector<ParameterId> ids = {config_.router};
+  std::vector<ParameterId> ids = logits_.parameters();
+  for (ParameterId id : {config_.router_bias, config_.router_load}) {
+    if (id != kNoParameter) ids.push_back(id);
+  }
   if (config_.shared) {
     for (ParameterId id : config_.shared->parameters()) ids.push_back(id);
   }
@@ -103,6 +106,18 @@ std::vector<ParameterId> MoeLayer::parameters() const {
     ids.push_back(pool_[expert].down);
   }
   return ids;
+}
+
+RouteInputs MoeLayer::InputsOf(const at::Tensor& logits, const PassContext& context) const {
+  WeightSource& weights = *context.weights;
+  RouteInputs route;
+  route.logits = logits;
+  route.sequences = context.micro_batch->sequences;
+  route.first_sample = context.micro_batch->first_sample;
+  route.dropless = !context.options->training;
+  if (config_.router_bias != kNoParameter) route.bias = weights.Lease(config_.router_bias);
+  if (config_.router_load != kNoParameter) route.load = weights.Lease(config_.router_load);
+  return route;
 }
 
 DispatchPlan MoeLayer::Plan(const MicroBatch& batch, std::span<const int64_t> counts) const {
@@ -128,14 +143,16 @@ at::Tensor MoeLayer::RunExperts(WeightSource& weights, Saved& saved) const {
   return produced;
 }
 
-at::Tensor MoeLayer::Forward(const at::Tensor& x, const at::Tensor& residual, PassContext& context,
-                             Saved& saved) const {
+Bundle MoeLayer::Forward(const at::Tensor& x, const Bundle& residual, PassContext& context,
+                         Saved& saved) const {
   const MicroBatch& batch = *context.micro_batch;
   WeightSource& weights = *context.weights;
   saved.x = x;
   ProfiledScope scope(context.options->profile, Part::kRouter);
-  const at::Tensor logits = Linear(x.to(at::kFloat), weights.Lease(config_.router));
-  saved.routing = router_.Route(logits, context.options->dropless);
+  const RouterLogits::Output routed =
+      logits_.Forward(x, residual.router_state, weights, saved.logits);
+  saved.route = InputsOf(routed.logits, context);
+  saved.routing = router_.Route(saved.route);
   RecordRouting(saved.routing, config_.moe_index, *context.scalars);
   scope.Switch(Part::kPermute);
   saved.pairs = SortByExpert(saved.routing.expert, router_.experts());
@@ -155,16 +172,16 @@ at::Tensor MoeLayer::Forward(const at::Tensor& x, const at::Tensor& residual, Pa
   saved.returned = Exchanges() ? parallel_.exchange->Return(produced, saved.plan) : produced;
 
   scope.Switch(Part::kExperts);
-  at::Tensor add = residual;
-  if (config_.shared) add = config_.shared->Forward(x, weights, saved.shared).add_(residual);
+  at::Tensor add = residual.hidden;
+  if (config_.shared) add = config_.shared->Forward(x, weights, saved.shared).add_(add);
   scope.Switch(Part::kPermute);
   at::Tensor out = at::empty_like(x);
   CombineRows(saved.returned, saved.pairs.position, saved.routing.weight, add, out);
-  return out;
+  return {out, routed.state};
 }
 
-at::Tensor MoeLayer::BackwardInput(const at::Tensor& dout, PassContext& context,
-                                   Saved& saved) const {
+Bundle MoeLayer::BackwardInput(const Bundle& grad_out, PassContext& context, Saved& saved) const {
+  const at::Tensor& dout = grad_out.hidden;
   WeightSource& weights = *context.weights;
   ProfiledScope scope(context.options->profile, Part::kPermute);
   at::Tensor drows = at::empty_like(saved.returned);
@@ -198,8 +215,11 @@ at::Tensor MoeLayer::BackwardInput(const at::Tensor& dout, PassContext& context,
   at::Tensor dx = at::empty_like(dout);
   CombineRows(dsorted, saved.pairs.position, {}, add, dx);
   scope.Switch(Part::kRouter);
-  saved.dlogits = router_.Backward(saved.routing, dweight, context.options->aux_scale);
-  return dx.add_(LinearBackwardInput(saved.dlogits, weights.Lease(config_.router)));
+  const at::Tensor dlogits =
+      router_.Backward(saved.route, saved.routing, dweight, context.options->aux_scale);
+  const RouterLogits::InputGradients through =
+      logits_.BackwardInput(dlogits, grad_out.router_state, weights, saved.logits);
+  return {dx.add_(through.dx), through.dstate};
 }
 
 void MoeLayer::BackwardWeight(const PassContext& context, const Saved& saved,
@@ -214,7 +234,7 @@ void MoeLayer::BackwardWeight(const PassContext& context, const Saved& saved,
   if (batch.sequences == 0) return;
   if (config_.shared) config_.shared->BackwardWeight(saved.shared, batch.id, sink);
   scope.Switch(Part::kRouter);
-  ReportLinear(saved.dlogits, saved.x.to(at::kFloat), config_.router, 0, batch.id, sink);
+  logits_.BackwardWeight(saved.logits, batch.id, sink);
 }
 
 }  // namespace moesaic

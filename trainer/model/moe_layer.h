@@ -14,6 +14,7 @@
 #include "trainer/model/expert_pool.h"
 #include "trainer/model/linear.h"
 #include "trainer/model/pair_sort.h"
+#include "trainer/model/router/logits.h"
 #include "trainer/model/router/router.h"
 
 namespace moesaic {
@@ -31,7 +32,9 @@ struct MoeConfig {
   int layer = 0;      // of the model
   int moe_index = 0;  // among the layers that have experts
   int64_t expert_width = 0;
-  ParameterId router = kNoParameter;
+  RouterLogitsConfig logits;
+  ParameterId router_bias = kNoParameter;  // none: kNoParameter, as for the next
+  ParameterId router_load = kNoParameter;
   std::optional<SwiGluLayer> shared;
 };
 
@@ -50,6 +53,8 @@ class MoeLayer {
 
   struct Saved {
     at::Tensor x;
+    RouterLogits::Saved logits;
+    RouteInputs route;
     Routing routing;
     SortedPairs pairs;
     DispatchPlan plan;
@@ -59,8 +64,8 @@ class MoeLayer {
     at::Tensor activation;  // [receive_rows, width]
     at::Tensor returned;    // [send_rows, hidden]: expert outputs in sorted order
     SwiGluLayer::Saved shared;
-    at::Tensor dlogits;  // from BackwardInput on
-    at::Tensor dexpert;  // [receive_rows, hidden]: gradient at the experts' outputs
+    at::Tensor dexpert;  // [receive_rows, hidden]: gradient at the experts' outputs, from
+                         // BackwardInput on
     at::Tensor dgate_up;
   };
 
@@ -68,21 +73,24 @@ class MoeLayer {
   // experts it holds.
   std::vector<ParameterId> parameters() const;
 
-  // residual + sum_k weight_k expert_k(x) (+ shared(x)). x, residual [n, hidden]; x is what the
-  // router and the experts see.
-  at::Tensor Forward(const at::Tensor& x, const at::Tensor& residual, PassContext& context,
-                     Saved& saved) const;
-  // Gradient at x; the residual's is dout itself.
-  at::Tensor BackwardInput(const at::Tensor& dout, PassContext& context, Saved& saved) const;
+  // residual.hidden + sum_k weight_k expert_k(x) (+ shared(x)), and the router's state for the next
+  // layer. x [n, hidden] is what the router and the experts see.
+  Bundle Forward(const at::Tensor& x, const Bundle& residual, PassContext& context,
+                 Saved& saved) const;
+  // Gradients at x (`hidden`) and at the router's state that came; the residual's is dout.hidden
+  // itself.
+  Bundle BackwardInput(const Bundle& dout, PassContext& context, Saved& saved) const;
   void BackwardWeight(const PassContext& context, const Saved& saved, GradientSink& sink) const;
 
  private:
   bool Exchanges() const { return parallel_.mesh->expert_size() > 1; }
+  RouteInputs InputsOf(const at::Tensor& logits, const PassContext& context) const;
   DispatchPlan Plan(const MicroBatch& batch, std::span<const int64_t> counts) const;
   // received -> the experts' outputs, in the same order.
   at::Tensor RunExperts(WeightSource& weights, Saved& saved) const;
 
   MoeConfig config_;
+  RouterLogits logits_;
   Router router_;
   ExpertPool pool_;
   ExpertParallel parallel_;

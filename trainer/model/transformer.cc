@@ -32,6 +32,21 @@ AttentionConfig AttentionOf(const TransformerInputs& in, int layer,
   return config;
 }
 
+RouterLogitsConfig LogitsOf(const TransformerInputs& in, const std::string& prefix, int moe_index) {
+  const ParameterCatalog& catalog = *in.catalog;
+  RouterLogitsConfig config = {Need(catalog, prefix + "router"), std::nullopt};
+  if (!in.recipe.router.has_state()) return config;
+  RecurrentLogits& recurrent = config.recurrent.emplace();
+  recurrent.projection = Need(catalog, prefix + "router_projection");
+  recurrent.cell = {Need(catalog, "router_cell.input_weight"),
+                    Need(catalog, "router_cell.hidden_weight"),
+                    Need(catalog, "router_cell.input_bias"),
+                    Need(catalog, "router_cell.hidden_bias")};
+  recurrent.mode = in.recipe.router.state().mode();
+  recurrent.use = moe_index;
+  return config;
+}
+
 SwiGluLayer SwiGluOf(const ParameterCatalog& catalog, const std::string& prefix) {
   return {Need(catalog, prefix + "gate_up"), Need(catalog, prefix + "down")};
 }
@@ -80,11 +95,14 @@ std::unique_ptr<Block> Transformer::MakeFeedForward(const TransformerInputs& in,
   config.layer = layer;
   config.moe_index = moe_index;
   config.expert_width = moe.expert_width();
-  config.router = Need(catalog, prefix + "moe.router");
+  config.logits = LogitsOf(in, prefix + "moe.", moe_index);
+  config.router_bias = catalog.Find(prefix + "moe.router_bias");
+  config.router_load = catalog.Find(prefix + "moe.router_load");
   if (moe.shared_width() > 0) config.shared = SwiGluOf(catalog, prefix + "moe.shared.");
   return std::make_unique<MoeBlock>(
       prefix + "moe", norm,
-      MoeLayer(config, Router(in.recipe.router, moe.experts(), moe.active()),
+      MoeLayer(config,
+               Router(in.recipe.router, moe.experts(), moe.active(), in.spec->train().seed()),
                ExpertPool(catalog, layer), in.parallel));
 }
 

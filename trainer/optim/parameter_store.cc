@@ -59,7 +59,7 @@ ParameterStore::ParameterStore(const ParameterCatalog& catalog, const Mesh& mesh
     if (owns(spec)) {
       owned_.push_back(id);
       masters.Reserve(spec.elements());
-      if (options.moments) {
+      if (options.moments && spec.learnt) {
         first.Reserve(spec.elements());
         second.Reserve(spec.elements());
       }
@@ -75,7 +75,7 @@ ParameterStore::ParameterStore(const ParameterCatalog& catalog, const Mesh& mesh
     Entry& entry = entries_[id];
     if (owns(spec)) {
       entry.master = masters.Take(spec.shape, spec.elements());
-      if (options.moments) {
+      if (options.moments && spec.learnt) {
         entry.first_moment = first.Take(spec.shape, spec.elements());
         entry.second_moment = second.Take(spec.shape, spec.elements());
       }

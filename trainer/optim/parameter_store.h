@@ -45,7 +45,8 @@ class ParameterStore : public WeightSource {
   bool Owns(ParameterId id) const { return entries_[id].master.defined(); }
   bool Holds(ParameterId id) const { return entries_[id].compute.defined(); }
 
-  // Owned parameters only. fp32, of the parameter's shape. Moments are undefined without them.
+  // Owned parameters only. fp32, of the parameter's shape. Moments are undefined without them
+  // and for what is not learnt.
   at::Tensor master(ParameterId id) const { return entries_[id].master; }
   at::Tensor first_moment(ParameterId id) const { return entries_[id].first_moment; }
   at::Tensor second_moment(ParameterId id) const { return entries_[id].second_moment; }

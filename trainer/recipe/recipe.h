@@ -6,18 +6,19 @@
 #include <string>
 #include <vector>
 
-#include "absl/status/status.h"
 #include "proto/job.pb.h"
+#include "proto/job_spec.h"
 
 namespace moesaic {
 
 // The presets that recipe.preset may name, in the order of the table.
 std::vector<std::string> RecipePresets();
 
-// Fills every unset field of recipe.router with the value of the preset that recipe.preset names
-// (unset: "top_k"); a field that is given stays. Call it before ApplyDefaults, which would fill the
-// same fields with general defaults. Idempotent. InvalidArgument when there is no such preset.
-absl::Status ApplyPreset(JobSpec* spec);
+// Fills every unset field of `recipe` with the value of the preset that recipe.preset names (unset:
+// "top_k"); a field that is given stays. Then applies recipe.experts to model.moe. Call it before
+// ApplyDefaults, which would fill the same fields with general defaults. Idempotent. What is wrong
+// with these parts; empty: nothing.
+std::vector<JobProblem> ApplyPreset(JobSpec* spec);
 
 // What a recipe is at one step. Two steps with equal values may share one model.
 struct RecipePoint {

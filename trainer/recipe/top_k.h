@@ -7,6 +7,6 @@
 
 namespace moesaic {
 
-RouterSpec TopKRouter();
+RecipeSpec TopKRecipe();
 
 }  // namespace moesaic

@@ -3,7 +3,6 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "tests/trainer/model/model_fixture.h"
-#include "trainer/checkpoint/format/safetensors.h"
 
 namespace moesaic {
 namespace {
@@ -30,26 +29,6 @@ std::vector<std::string> SourcesOf(const ParameterSpec& parameter) {
 }
 
 }  // namespace
-
-std::map<std::string, at::Tensor> ReadGolden(const std::string& name) {
-  const auto folder = FileSystem::System().OpenFolder("tests/peers/golden/mixtral");
-  TORCH_CHECK(folder.ok(), folder.status().ToString());
-  const auto file = (*folder)->Open(name);
-  TORCH_CHECK(file.ok(), file.status().ToString());
-  const auto header = ReadSafetensorsHeader(**file);
-  TORCH_CHECK(header.ok(), header.status().ToString());
-  std::map<std::string, at::Tensor> tensors;
-  for (const SafetensorsTensor& stored : header->tensors) {
-    TORCH_CHECK(stored.element == ELEMENT_F32 || stored.element == ELEMENT_I64, stored.name);
-    at::Tensor tensor = at::empty(std::vector<int64_t>(stored.shape.begin(), stored.shape.end()),
-                                  stored.element == ELEMENT_F32 ? at::kFloat : at::kLong);
-    const absl::Status read =
-        (*file)->ReadAt(stored.begin, {static_cast<std::byte*>(tensor.data_ptr()), stored.bytes});
-    TORCH_CHECK(read.ok(), read.ToString());
-    tensors[stored.name] = tensor;
-  }
-  return tensors;
-}
 
 JobSpec GoldenJob() {
   return SmallJob(R"(

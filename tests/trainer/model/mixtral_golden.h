@@ -11,9 +11,6 @@
 
 namespace moesaic {
 
-// The tensors of one safetensors file of tests/peers/golden/mixtral. TORCH_CHECKs.
-std::map<std::string, at::Tensor> ReadGolden(const std::string& file);
-
 // The resolved job of the golden model.
 JobSpec GoldenJob();
 

@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "absl/strings/str_cat.h"
+#include "tests/trainer/model/golden.h"
 #include "tests/trainer/model/mixtral_golden.h"
 #include "tests/trainer/model/model_fixture.h"
 #include "trainer/checkpoint/format/box.h"
@@ -34,9 +35,9 @@ class MixtralGolden : public ::testing::Test {
  protected:
   MixtralGolden()
       : model_(GoldenJob()),
-        golden_(ReadGolden("golden.safetensors")),
+        golden_(ReadGolden("mixtral/golden.safetensors")),
         weights_(model_.catalog(),
-                 FromHuggingFace(model_.catalog(), ReadGolden("model.safetensors"), "")),
+                 FromHuggingFace(model_.catalog(), ReadGolden("mixtral/model.safetensors"), "")),
         batch_(BatchOf(golden_.at("tokens"), golden_.at("targets"))) {}
 
   PassOptions Options() const {

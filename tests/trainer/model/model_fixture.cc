@@ -20,7 +20,7 @@ JobSpec SmallJob(const std::string& more) {
   )";
   TORCH_CHECK(google::protobuf::TextFormat::MergeFromString(text, &spec));
   TORCH_CHECK(google::protobuf::TextFormat::MergeFromString(more, &spec), more);
-  TORCH_CHECK(ApplyPreset(&spec).ok());
+  TORCH_CHECK(ApplyPreset(&spec).empty());
   ApplyDefaults(&spec);
   return spec;
 }
@@ -37,7 +37,9 @@ std::vector<at::Tensor> RandomWeights(const ParameterCatalog& catalog, uint64_t 
                     : is_router ? 0.6
                                 : 0.25,
                     {w.data_ptr<float>(), static_cast<size_t>(w.numel())});
-    weights.push_back(is_norm ? w.add_(1) : w);
+    if (is_norm) w.add_(1);
+    if (parameter.kind == ParameterKind::kRouterState) w.abs_();  // loads are
+    weights.push_back(w);
   }
   return weights;
 }

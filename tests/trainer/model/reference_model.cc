@@ -95,15 +95,15 @@ class Reference {
     const RouterSpec& rule = spec_.recipe().router();
     const int64_t experts = model_.moe().experts(), active = model_.moe().active();
     const int64_t tokens = x.size(0);
-    const at::Tensor z = at::matmul(x, W(prefix + "router").t());
+    const at::Tensor z = at::matmul(Seen(x, prefix), W(prefix + "router").t());
     const bool softmax = rule.score() == SOFTMAX;
     const at::Tensor s = softmax ? at::softmax(z, 1) : at::sigmoid(z);
-    const at::Tensor chosen = std::get<1>(s.detach().topk(active, 1));
-    at::Tensor mask = at::zeros_like(s.detach()).scatter_(1, chosen, 1.0);
+    at::Tensor mask = TopMask(Suited(s, prefix), active);
     at::Tensor weight = s * mask;
     if (rule.weight().renormalize()) weight = weight / weight.sum(1, true);
     weight = weight * rule.weight().scale();
-    AddAux(z, s, mask, rule);
+    const bool biased = catalog_.Find(prefix + "router_bias") != kNoParameter;
+    AddAux(z, s, mask, biased ? TopMask(s.detach(), active) : mask, prefix);
 
     if (rule.select().has_capacity_factor()) {
       const double capacity =
@@ -123,13 +123,51 @@ class Reference {
     return y;
   }
 
+  // What the router's logits are linear in.
+  at::Tensor Seen(const at::Tensor& x, const std::string& prefix) {
+    const RouterSpec& rule = spec_.recipe().router();
+    if (!rule.has_state()) return x;
+    const at::Tensor u = at::matmul(x, W(prefix + "router_projection").t());
+    if (!state_.defined() || rule.state().mode() == NOT_PASSED) state_ = at::zeros_like(u);
+    if (rule.state().mode() == DETACH) state_ = state_.detach();
+    state_ = at::gru_cell(u, state_, W("router_cell.input_weight"), W("router_cell.hidden_weight"),
+                          W("router_cell.input_bias"), W("router_cell.hidden_bias"));
+    return state_;
+  }
+
+  at::Tensor TopMask(const at::Tensor& scores, int64_t active) const {
+    const at::Tensor chosen = std::get<1>(scores.topk(active, 1));
+    return at::zeros_like(scores).scatter_(1, chosen, 1.0);
+  }
+
+  // What the selection looks at: the scores with their bias, masked to the best groups.
+  at::Tensor Suited(const at::Tensor& s, const std::string& prefix) const {
+    const SelectSpec& select = spec_.recipe().router().select();
+    at::Tensor suited = s.detach();
+    const ParameterId bias = catalog_.Find(prefix + "router_bias");
+    if (bias != kNoParameter) suited = suited + weights_[bias].detach();
+    if (!select.has_group_limit()) return suited;
+    const int64_t active = model_.moe().active(), limit = select.group_limit();
+    const at::Tensor groups = suited.view({s.size(0), select.groups(), -1});
+    const int64_t counted = select.group_score() == BEST ? 1 : std::max<int64_t>(1, active / limit);
+    const at::Tensor best =
+        std::get<0>(groups.topk(std::min(counted, groups.size(2)), 2)).sum(2);
+    const at::Tensor allowed = TopMask(best, limit).unsqueeze(2).expand_as(groups);
+    return groups.masked_fill(allowed == 0, -INFINITY).reshape(s.sizes());
+  }
+
   void AddAux(const at::Tensor& z, const at::Tensor& s, const at::Tensor& mask,
-              const RouterSpec& rule) {
-    const double pairs = mask.sum().item<double>();
-    const at::Tensor f = mask.sum(0) / pairs;
-    const at::Tensor p = (s / s.sum(1, true)).mean(0);
-    aux_ = aux_ + rule.balance().coefficient() * static_cast<double>(s.size(1)) * (f * p).sum() +
-           rule.balance().z_loss() * at::logsumexp(z, {1}).square().mean();
+              const at::Tensor& balanced, const std::string& prefix) {
+    const BalanceSpec& rule = spec_.recipe().router().balance();
+    const int64_t parts = rule.scope() == SEQUENCE ? batch_.sequences : 1;
+    const at::Tensor p = s / s.sum(1, true);
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t tokens = s.size(0) / parts;
+      aux_ = aux_ + AuxOfPart(p.narrow(0, part * tokens, tokens),
+                              balanced.narrow(0, part * tokens, tokens), prefix) /
+                        static_cast<double>(parts);
+    }
+    aux_ = aux_ + rule.z_loss() * at::logsumexp(z, {1}).square().mean();
     std::vector<int64_t>& counts = result_.counts.emplace_back();
     const at::Tensor by_expert = mask.sum(0);
     for (int64_t e = 0; e < by_expert.size(0); ++e) {
@@ -137,6 +175,31 @@ class Reference {
     }
   }
 
+  // DeepSeekMoE eq. 12-17 and DeepSeek-V2 eq. 29-31, over the tokens given.
+  at::Tensor AuxOfPart(const at::Tensor& p, const at::Tensor& mask,
+                       const std::string& prefix) const {
+    const RouterSpec& router = spec_.recipe().router();
+    const BalanceSpec& rule = router.balance();
+    const double experts = static_cast<double>(p.size(1)), tokens = static_cast<double>(p.size(0));
+    at::Tensor counts = mask.sum(0);
+    const ParameterId load = catalog_.Find(prefix + "router_load");
+    if (load != kNoParameter) counts = weights_[load].detach();
+    const at::Tensor f = counts * experts / counts.sum();
+    const at::Tensor mean = p.mean(0);
+    const int64_t groups = rule.has_groups() ? rule.groups() : router.select().groups();
+    const double limit = router.select().has_group_limit() && !rule.has_groups()
+                             ? router.select().group_limit()
+                             : static_cast<double>(groups);
+    const at::Tensor group_p = mean.view({groups, -1}).sum(1);
+    const at::Tensor sent =
+        std::get<0>(mask.view({mask.size(0), groups, -1}).max(2)).sum(0);
+    return rule.coefficient() * (f * mean).sum() +
+           rule.group_coefficient() * (f.view({groups, -1}).mean(1) * group_p).sum() +
+           rule.communication() *
+               (sent * static_cast<double>(groups) / (limit * tokens) * group_p).sum();
+  }
+
+  at::Tensor state_;  // of the recurrent router
   const JobSpec& spec_;
   const ModelSpec& model_;
   const ParameterCatalog& catalog_;

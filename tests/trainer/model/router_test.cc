@@ -9,6 +9,7 @@
 #include "tests/trainer/model/model_fixture.h"
 #include "trainer/model/pair_sort.h"
 #include "trainer/model/router/balance.h"
+#include "trainer/model/router/capacity.h"
 #include "trainer/model/router/select.h"
 
 namespace moesaic {
@@ -52,12 +53,12 @@ TEST(Select, NotANumberStillSelectsDistinctExperts) {
 
 TEST(Select, CapacityKeepsTheFirstTokens) {
   at::Tensor selected = at::tensor({0, 1, 0, 2, 0, 1}, at::kLong).view({3, 2});
-  EXPECT_EQ(DropBeyondCapacity(1, 3, selected), 3);
+  EXPECT_EQ(DropBeyondCapacity({.capacity = 1, .bins = 3}, at::rand({3, 3}), selected), 3);
   EXPECT_THAT(Row(selected, 0), ElementsAre(0, 1));
   EXPECT_THAT(Row(selected, 1), ElementsAre(-1, 2));
   EXPECT_THAT(Row(selected, 2), ElementsAre(-1, -1));
-  EXPECT_EQ(ExpertCapacity(1.0, 10, 2, 3), 7);
-  EXPECT_EQ(ExpertCapacity(1.25, 8, 2, 4), 5);
+  EXPECT_EQ(BinCapacity(1.0, 10, 2, 3), 7);
+  EXPECT_EQ(BinCapacity(1.25, 8, 2, 4), 5);
 }
 
 TEST(PairSort, IsStableAndSkipsDroppedPairs) {
@@ -70,25 +71,25 @@ TEST(PairSort, IsStableAndSkipsDroppedPairs) {
 
 TEST(Weight, SoftmaxThenTopKRenormalisedIsSoftmaxOverTheChosenLogits) {
   const at::Tensor logits = RandomLogits(64, 6);
-  const Routing routing = Router(Rule(), 6, 3).Route(logits, false);
+  const Routing routing = Router(Rule(), 6, 3, 1).Route({.logits = logits});
   const at::Tensor expected = at::softmax(logits.gather(1, routing.selected), 1);
   EXPECT_LT(RelativeError(routing.weight, expected), 1e-6);
 }
 
 // The canonical loss is alpha whenever the counts or the probabilities are uniform.
 TEST(Balance, EqualsAlphaWhenProbabilitiesAreUniform) {
-  const Router router(Rule("recipe { router { balance { coefficient: 0.3 } } }"), 8, 2);
-  EXPECT_NEAR(router.Route(at::zeros({10, 8}), false).aux_loss, 0.3, 1e-7);
+  const Router router(Rule("recipe { router { balance { coefficient: 0.3 } } }"), 8, 2, 1);
+  EXPECT_NEAR(router.Route({.logits = at::zeros({10, 8})}).aux_loss, 0.3, 1e-7);
   const Router sigmoid(Rule("recipe { router { score: SIGMOID balance { coefficient: 0.3 } } }"), 8,
-                       2);
-  EXPECT_NEAR(sigmoid.Route(at::full({10, 8}, 1.5), false).aux_loss, 0.3, 1e-7);
+                       2, 1);
+  EXPECT_NEAR(sigmoid.Route({.logits = at::full({10, 8}, 1.5)}).aux_loss, 0.3, 1e-7);
 }
 
 TEST(Balance, EqualsAlphaWhenCountsAreUniform) {
-  const Router router(Rule("recipe { router { balance { coefficient: 0.3 } } }"), 4, 1);
+  const Router router(Rule("recipe { router { balance { coefficient: 0.3 } } }"), 4, 1, 1);
   at::Tensor logits = RandomLogits(4, 4);
   for (int64_t t = 0; t < 4; ++t) logits[t][t] = 9;
-  const Routing routing = router.Route(logits, false);
+  const Routing routing = router.Route({.logits = logits});
   EXPECT_THAT(routing.counts, ElementsAre(1, 1, 1, 1));
   EXPECT_NEAR(routing.aux_loss, 0.3, 1e-6);
 }
@@ -97,8 +98,11 @@ TEST(Balance, EqualsAlphaWhenCountsAreUniform) {
 TEST(Balance, MayBeBelowAlpha) {
   const BalanceSpec rule = Rule("recipe { router { balance { coefficient: 1 } } }").balance();
   const at::Tensor scores = at::tensor({0.51f, 0.49f, 0.51f, 0.49f, 0.02f, 0.98f}).view({3, 2});
-  const std::vector<int64_t> counts = {2, 1};
-  const BalanceInputs inputs{&rule, &FindScore(SOFTMAX), scores.log(), scores, counts, 1};
+  const BalanceInputs inputs = {.rule = &rule,
+                                .score = &FindScore(SOFTMAX),
+                                .logits = scores.log(),
+                                .scores = scores,
+                                .selected = SelectTopK(scores, 1)};
   const double expected = 2 * (2.0 / 3 * (1.04 / 3) + 1.0 / 3 * (1.96 / 3));
   EXPECT_NEAR(BalanceLoss(inputs), expected, 1e-6);
   EXPECT_LT(BalanceLoss(inputs), 1);
@@ -106,25 +110,25 @@ TEST(Balance, MayBeBelowAlpha) {
 
 TEST(Balance, CountsAreTakenBeforeAnyDrop) {
   const at::Tensor logits = RandomLogits(40, 4);
-  const Routing free = Router(Rule(), 4, 2).Route(logits, false);
-  const Router limited(Rule("recipe { router { select { capacity_factor: 0.5 } } }"), 4, 2);
-  const Routing dropped = limited.Route(logits, false);
+  const Routing free = Router(Rule(), 4, 2, 1).Route({.logits = logits});
+  const Router limited(Rule("recipe { router { select { capacity_factor: 0.5 } } }"), 4, 2, 1);
+  const Routing dropped = limited.Route({.logits = logits});
   EXPECT_GT(dropped.dropped, 0);
   EXPECT_EQ(dropped.counts, free.counts);
   EXPECT_DOUBLE_EQ(dropped.aux_loss, free.aux_loss);
-  EXPECT_EQ(limited.Route(logits, /*dropless=*/true).dropped, 0);
+  EXPECT_EQ(limited.Route({.logits = logits, .dropless = true}).dropped, 0);
 }
 
 TEST(Balance, ZLossIsTheMeanSquareOfLogSumExp) {
-  const Router router(Rule("recipe { router { balance { coefficient: 0 z_loss: 0.5 } } }"), 4, 2);
+  const Router router(Rule("recipe { router { balance { coefficient: 0 z_loss: 0.5 } } }"), 4, 2, 1);
   const at::Tensor logits = RandomLogits(9, 4);
-  EXPECT_NEAR(router.Route(logits, false).aux_loss,
+  EXPECT_NEAR(router.Route({.logits = logits}).aux_loss,
               0.5 * at::logsumexp(logits.to(at::kDouble), {1}).square().mean().item<double>(),
               1e-6);
 }
 
 TEST(Balance, NothingForNoTokens) {
-  const Routing routing = Router(Rule(), 4, 2).Route(at::empty({0, 4}), false);
+  const Routing routing = Router(Rule(), 4, 2, 1).Route({.logits = at::empty({0, 4})});
   EXPECT_EQ(routing.aux_loss, 0);
   EXPECT_THAT(routing.counts, ElementsAre(0, 0, 0, 0));
 }
@@ -132,17 +136,18 @@ TEST(Balance, NothingForNoTokens) {
 // capacity >= E / K takes every pair, so that it is the dropless layer.
 TEST(Capacity, AFactorOfExpertsOverActiveDropsNothing) {
   const at::Tensor logits = RandomLogits(33, 6);
-  const Router limited(Rule("recipe { router { select { capacity_factor: 3 } } }"), 6, 2);
-  const Routing routing = limited.Route(logits, false);
+  const Router limited(Rule("recipe { router { select { capacity_factor: 3 } } }"), 6, 2, 1);
+  const Routing routing = limited.Route({.logits = logits});
   EXPECT_EQ(routing.dropped, 0);
-  EXPECT_TRUE(at::equal(routing.expert, Router(Rule(), 6, 2).Route(logits, false).expert));
+  EXPECT_TRUE(at::equal(routing.expert, Router(Rule(), 6, 2, 1).Route({.logits = logits}).expert));
 }
 
 // A renormalised weight of one expert is the constant 1: no gradient but the balance loss's.
 TEST(Weight, RenormalisedTopOneHasNoGradient) {
-  const Router router(Rule(), 6, 1);
-  const Routing routing = router.Route(RandomLogits(12, 6), false);
-  const at::Tensor gradient = router.Backward(routing, at::ones({12, 1}), 0);
+  const Router router(Rule(), 6, 1, 1);
+  const RouteInputs inputs = {.logits = RandomLogits(12, 6)};
+  const Routing routing = router.Route(inputs);
+  const at::Tensor gradient = router.Backward(inputs, routing, at::ones({12, 1}), 0);
   EXPECT_LT(gradient.abs().max().item<float>(), 1e-6);
 }
 

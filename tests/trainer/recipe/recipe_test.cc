@@ -14,7 +14,7 @@ TEST(Recipe, ThePresetFillsWhatIsNotGiven) {
   JobSpec spec;
   spec.mutable_recipe()->mutable_router()->mutable_weight()->set_renormalize(false);
   spec.mutable_recipe()->mutable_router()->set_score(SIGMOID);
-  ASSERT_TRUE(ApplyPreset(&spec).ok());
+  ASSERT_TRUE(ApplyPreset(&spec).empty());
   EXPECT_EQ(spec.recipe().preset(), "top_k");
   const RouterSpec& router = spec.recipe().router();
   EXPECT_EQ(router.score(), SIGMOID);
@@ -26,16 +26,16 @@ TEST(Recipe, ThePresetFillsWhatIsNotGiven) {
 
 TEST(Recipe, ApplyingAPresetTwiceChangesNothing) {
   JobSpec once;
-  ASSERT_TRUE(ApplyPreset(&once).ok());
+  ASSERT_TRUE(ApplyPreset(&once).empty());
   JobSpec twice = once;
-  ASSERT_TRUE(ApplyPreset(&twice).ok());
+  ASSERT_TRUE(ApplyPreset(&twice).empty());
   EXPECT_EQ(once.SerializeAsString(), twice.SerializeAsString());
 }
 
 // The general defaults are those of top_k, so a job that only had defaults applied is the same job.
 TEST(Recipe, TopKIsTheDefault) {
   JobSpec preset_first, defaults_only;
-  ASSERT_TRUE(ApplyPreset(&preset_first).ok());
+  ASSERT_TRUE(ApplyPreset(&preset_first).empty());
   ApplyDefaults(&preset_first);
   ApplyDefaults(&defaults_only);
   EXPECT_EQ(preset_first.recipe().SerializeAsString(), defaults_only.recipe().SerializeAsString());
@@ -44,16 +44,17 @@ TEST(Recipe, TopKIsTheDefault) {
 TEST(Recipe, AnUnknownPresetIsRefusedByName) {
   JobSpec spec;
   spec.mutable_recipe()->set_preset("top_q");
-  const absl::Status status = ApplyPreset(&spec);
-  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("top_q"));
-  EXPECT_THAT(std::string(status.message()), HasSubstr("top_k"));
+  const std::vector<JobProblem> problems = ApplyPreset(&spec);
+  ASSERT_EQ(problems.size(), 1u);
+  EXPECT_EQ(problems[0].path, "recipe.preset");
+  EXPECT_THAT(problems[0].message, HasSubstr("top_q"));
+  EXPECT_THAT(problems[0].message, HasSubstr("top_k"));
 }
 
 TEST(Recipe, TheStepAloneGivesTheRecipe) {
   JobSpec spec;
   spec.mutable_recipe()->mutable_router()->mutable_balance()->set_coefficient(0.5);
-  ASSERT_TRUE(ApplyPreset(&spec).ok());
+  ASSERT_TRUE(ApplyPreset(&spec).empty());
   ApplyDefaults(&spec);
   for (uint64_t step : {0, 1, 100000}) {
     EXPECT_EQ(RecipeAt(spec, step).phase, 0);

@@ -117,6 +117,7 @@ std::vector<ExpectedObject> ExpectedObjects(const ParameterCatalog& catalog, con
   std::vector<ExpectedObject> expected;
   for (const ParameterSpec& parameter : catalog.parameters()) {
     for (ObjectKind kind : kinds) {
+      if (kind != MASTER && !parameter.learnt) continue;
       ExpectedObject object;
       object.kind = kind;
       object.name = parameter.name;

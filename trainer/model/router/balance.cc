@@ -2,10 +2,12 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "trainer/model/router/rows.h"
+#include "trainer/model/router/select.h"
 
 namespace moesaic {
 namespace {
@@ -25,15 +27,107 @@ double Total(const BalanceInputs& in, std::span<const float> scores) {
   return total;
 }
 
-// alpha * E * f_i / T: what one token's p_i counts for.
-std::vector<double> Shares(const BalanceInputs& in) {
-  const double tokens = static_cast<double>(in.scores.size(0));
-  const double experts = static_cast<double>(in.scores.size(1));
-  std::vector<double> shares(in.counts.begin(), in.counts.end());
-  for (double& share : shares) {
-    share *= in.rule->coefficient() * experts / (static_cast<double>(in.active) * tokens * tokens);
+bool HasPrices(const BalanceSpec& rule) {
+  return rule.coefficient() != 0 || rule.group_coefficient() != 0 || rule.communication() != 0;
+}
+
+// Tokens with an expert in each group.
+std::vector<double> SentByGroup(const BalanceInputs& in, const at::Tensor& selected) {
+  const int64_t active = selected.size(1);
+  const int64_t* ids = selected.const_data_ptr<int64_t>();
+  std::vector<double> sent(in.groups);
+  std::vector<int64_t> last(in.groups, -1);  // token counted last
+  for (int64_t pair = 0; pair < selected.numel(); ++pair) {
+    if (ids[pair] < 0) continue;
+    const int64_t group = ids[pair] * in.groups / in.scores.size(1);
+    if (std::exchange(last[group], pair / active) != pair / active) ++sent[group];
   }
-  return shares;
+  return sent;
+}
+
+// What a token of a part pays for p_i, of experts chosen `counts` times.
+class Prices {
+ public:
+  Prices(const BalanceInputs& in, const at::Tensor& selected)
+      : in_(in),
+        tokens_(static_cast<double>(selected.size(0))),
+        width_(in.scores.size(1) / in.groups),
+        frequencies_(Frequencies(selected)),
+        prices_(frequencies_) {
+    const double alpha = in.rule->coefficient();
+    for (double& price : prices_) price *= alpha;
+    AddGroups();
+    if (in.rule->communication() != 0) AddCommunication(SentByGroup(in, selected));
+    for (double& price : prices_) price /= tokens_;
+  }
+
+  const std::vector<double>& values() const { return prices_; }
+
+ private:
+  // f_i, whose mean is 1.
+  std::vector<double> Frequencies(const at::Tensor& selected) const {
+    std::vector<double> counts;
+    if (in_.rule->scope() == GLOBAL && in_.load.defined()) {
+      const float* load = in_.load.const_data_ptr<float>();
+      counts.assign(load, load + in_.load.numel());
+    }
+    double total = 0;
+    for (const double count : counts) total += count;
+    if (total == 0) {
+      const std::vector<int64_t> own = CountByExpert(selected, in_.scores.size(1));
+      counts.assign(own.begin(), own.end());
+      total = tokens_ * static_cast<double>(selected.size(1));
+    }
+    for (double& count : counts) count *= static_cast<double>(counts.size()) / total;
+    return counts;
+  }
+
+  void AddGroups() {
+    const double alpha = in_.rule->group_coefficient();
+    if (alpha == 0) return;
+    for (int64_t group = 0; group < in_.groups; ++group) {
+      double sum = 0;
+      for (int64_t i = 0; i < width_; ++i) sum += frequencies_[group * width_ + i];
+      AddToGroup(group, alpha * sum / static_cast<double>(width_));
+    }
+  }
+
+  void AddCommunication(const std::vector<double>& sent) {
+    const double most = static_cast<double>(in_.group_limit) * tokens_ / sent.size();
+    for (int64_t group = 0; group < in_.groups; ++group) {
+      AddToGroup(group, in_.rule->communication() * sent[group] / most);
+    }
+  }
+
+  void AddToGroup(int64_t group, double price) {
+    for (int64_t i = 0; i < width_; ++i) prices_[group * width_ + i] += price;
+  }
+
+  const BalanceInputs& in_;
+  const double tokens_;
+  const int64_t width_;  // experts a group
+  const std::vector<double> frequencies_;
+  std::vector<double> prices_;
+};
+
+// Tokens that are balanced together, from `first`, and their prices.
+struct Part {
+  int64_t first = 0;
+  int64_t tokens = 0;
+  std::vector<double> prices;
+};
+
+// The parts of the micro-batch, with prices so that the sum over all tokens is the loss.
+std::vector<Part> PartsOf(const BalanceInputs& in) {
+  const int64_t parts = in.rule->scope() == SEQUENCE ? in.sequences : 1;
+  const int64_t tokens = in.scores.size(0) / parts;
+  std::vector<Part> result;
+  for (int64_t part = 0; part < parts; ++part) {
+    const at::Tensor selected = in.selected.narrow(0, part * tokens, tokens);
+    result.push_back({part * tokens, tokens, Prices(in, selected).values()});
+    for (double& price : result.back().prices) price /= static_cast<double>(parts);
+  }
+  return result;
 }
 
 }  // namespace
@@ -42,13 +136,14 @@ double BalanceLoss(const BalanceInputs& in) {
   const int64_t tokens = in.scores.size(0);
   if (tokens == 0) return 0;
   double balance = 0;
-  if (in.rule->coefficient() != 0) {
-    const std::vector<double> shares = Shares(in);
-    for (int64_t t = 0; t < tokens; ++t) {
-      const std::span<const float> s = RowOf(in.scores, t);
-      double inner = 0;
-      for (size_t i = 0; i < s.size(); ++i) inner += shares[i] * s[i];
-      balance += inner / Total(in, s);
+  if (HasPrices(*in.rule)) {
+    for (const Part& part : PartsOf(in)) {
+      for (int64_t t = part.first; t < part.first + part.tokens; ++t) {
+        const std::span<const float> s = RowOf(in.scores, t);
+        double inner = 0;
+        for (size_t i = 0; i < s.size(); ++i) inner += part.prices[i] * s[i];
+        balance += inner / Total(in, s);
+      }
     }
   }
   double squares = 0;
@@ -64,18 +159,23 @@ double BalanceLoss(const BalanceInputs& in) {
 void BalanceLossBackward(const BalanceInputs& in, double factor, at::Tensor& dscores,
                          at::Tensor& dlogits) {
   if (in.scores.size(0) == 0) return;
-  if (in.rule->coefficient() != 0) {
-    const std::vector<double> shares = Shares(in);
-    ForEachRow(in.scores, dscores, [&](std::span<const float> s, std::span<float> ds) {
-      const double total = Total(in, s);
-      double inner = 0;  // of the normalised scores; a sum fixed at 1 has no gradient of its own
-      if (!in.score->sums_to_one) {
-        for (size_t i = 0; i < s.size(); ++i) inner += shares[i] * s[i] / total;
-      }
-      for (size_t i = 0; i < s.size(); ++i) {
-        ds[i] += static_cast<float>(factor * (shares[i] - inner) / total);
-      }
-    });
+  if (HasPrices(*in.rule)) {
+    for (const Part& part : PartsOf(in)) {
+      at::Tensor dpart = dscores.narrow(0, part.first, part.tokens);
+      const std::vector<double>& prices = part.prices;
+      ForEachRow(in.scores.narrow(0, part.first, part.tokens), dpart,
+                 [&](std::span<const float> s, std::span<float> ds) {
+                   const double total = Total(in, s);
+                   // Of the normalised scores; a sum fixed at 1 has no gradient of its own.
+                   double inner = 0;
+                   if (!in.score->sums_to_one) {
+                     for (size_t i = 0; i < s.size(); ++i) inner += prices[i] * s[i] / total;
+                   }
+                   for (size_t i = 0; i < s.size(); ++i) {
+                     ds[i] += static_cast<float>(factor * (prices[i] - inner) / total);
+                   }
+                 });
+    }
   }
   if (in.rule->z_loss() != 0) {
     const double each = factor * in.rule->z_loss() * 2 / static_cast<double>(in.scores.size(0));

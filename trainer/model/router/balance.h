@@ -1,16 +1,23 @@
-// balance: auxiliary losses of one layer and one logical micro-batch of T tokens.
+// balance: auxiliary losses of one layer and one logical micro-batch of T tokens, each the mean over
+// parts of T' tokens: the whole micro-batch, or each of its sequences.
 //
-//   balance:  alpha * E * sum_i f_i P_i,   f_i = count_i / (K T)   (no gradient; before any drop)
+//   expert:  alpha  * sum_i f_i P_i,       f_i = E / (K T') * count_i       (no gradient)
 //                                          P_i = mean over tokens of p_i
 //     p: the scores where they sum to 1 (softmax), else the scores divided by their sum over all E.
-//     (Fedus et al., "Switch Transformers", 2022, eq. 4; K experts a token as in DeepSeek-V3.)
-//   z-loss:   c * mean over tokens of logsumexp(logits)^2           (Zoph et al., "ST-MoE", 2022)
+//     (Fedus et al., "Switch Transformers", 2022, eq. 4; Dai et al., DeepSeekMoE, eq. 12-14.)
+//   group:   alpha2 * sum_j f'_j P'_j,     f'_j = mean of f_i, P'_j = sum of P_i over group j
+//     (DeepSeekMoE, eq. 15-17, "device level")
+//   communication:  alpha3 * sum_j f''_j P'_j,   f''_j = D / (M T') * tokens with an expert in group
+//     j, D groups of which a token may use M   (DeepSeek-V2, eq. 29-31)
+//   z-loss:  c * mean over tokens of logsumexp(logits)^2               (Zoph et al., ST-MoE, 2022)
+//
+// Each of the first three is its coefficient at perfect balance, and linear in p: together they are
+// one price an expert that every token of a part pays.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <span>
 
 #include "proto/job.pb.h"
 #include "trainer/model/router/score.h"
@@ -20,17 +27,22 @@ namespace moesaic {
 struct BalanceInputs {
   const BalanceSpec* rule = nullptr;
   const ScoreKind* score = nullptr;
-  at::Tensor logits;                // fp32 [T, E]
-  at::Tensor scores;                // fp32 [T, E]
-  std::span<const int64_t> counts;  // by expert, before any drop
-  int64_t active = 0;               // K
+  at::Tensor logits;          // fp32 [T, E]
+  at::Tensor scores;          // fp32 [T, E]
+  at::Tensor selected;        // int64 [T, K]: what counts, before any drop
+  int64_t sequences = 1;      // divides T
+  int64_t groups = 1;         // D; divides E
+  int64_t group_limit = 1;    // M
+  // fp32 [E], for BalanceScope GLOBAL: chosen pairs of each expert over the global batch of the step
+  // before; undefined or all zero: not known, the micro-batch's own.
+  at::Tensor load = {};
 };
 
 // The loss; 0 when T is 0. Sums run in token order, in double.
 double BalanceLoss(const BalanceInputs& inputs);
 
-// Adds factor * d(balance)/d(scores) to dscores, which the score's backward still has to pass, and
-// factor * d(z-loss)/d(logits) to dlogits. Both fp32 [T, E].
+// Adds factor * d(the first three)/d(scores) to dscores, which the score's backward still has to
+// pass, and factor * d(z-loss)/d(logits) to dlogits. Both fp32 [T, E].
 void BalanceLossBackward(const BalanceInputs& inputs, double factor, at::Tensor& dscores,
                          at::Tensor& dlogits);
 

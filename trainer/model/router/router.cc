@@ -2,50 +2,111 @@
 
 #include <ATen/ATen.h>
 
-#include "trainer/model/router/balance.h"
-#include "trainer/model/router/select.h"
+#include <vector>
+
+#include "trainer/catalog/random_stream.h"
+#include "trainer/model/router/capacity.h"
 #include "trainer/model/router/weight.h"
 
 namespace moesaic {
+namespace {
 
-Router::Router(const RouterSpec& rule, int64_t experts, int64_t active)
-    : rule_(rule), score_(FindScore(rule.score())), experts_(experts), active_(active) {
+GroupRule GroupsOf(const SelectSpec& select) {
+  const int64_t groups = select.groups();
+  return {groups, select.has_group_limit() ? select.group_limit() : groups, select.group_score()};
+}
+
+}  // namespace
+
+Router::Router(const RouterSpec& rule, int64_t experts, int64_t active, uint64_t seed)
+    : rule_(rule),
+      score_(FindScore(rule.score())),
+      experts_(experts),
+      active_(active),
+      seed_(seed),
+      groups_(GroupsOf(rule.select())) {
   TORCH_CHECK(active >= 1 && active <= experts, "router: ", active, " active of ", experts,
+              " experts");
+  TORCH_CHECK(experts % groups_.groups == 0, "router: ", groups_.groups, " groups of ", experts,
               " experts");
 }
 
-Routing Router::Route(const at::Tensor& logits, bool dropless) const {
+Routing Router::Route(const RouteInputs& inputs) const {
+  const at::Tensor& logits = inputs.logits;
   TORCH_CHECK(logits.dim() == 2 && logits.size(1) == experts_ && logits.is_contiguous() &&
                   logits.scalar_type() == at::kFloat,
               "router: fp32 logits of ", experts_, " experts are needed, got ", logits.sizes());
   Routing routing;
-  routing.logits = logits;
   routing.scores = at::empty_like(logits);
   score_.forward(logits, routing.scores);
-  routing.selected = SelectTopK(routing.scores, active_);
+  routing.selected = Select(routing.scores, inputs.bias);
+  // What a bias does must not count as what the scores want (DeepSeek-V3, eq. 18).
+  routing.balanced = inputs.bias.defined() && rule_.balance().coefficient() != 0
+                         ? SelectTopK(routing.scores, active_)
+                         : routing.selected;
   routing.counts = CountByExpert(routing.selected, experts_);
   routing.weight = SelectedWeights(rule_.weight(), routing.scores, routing.selected);
-  routing.aux_loss =
-      BalanceLoss({&rule_.balance(), &score_, logits, routing.scores, routing.counts, active_});
+  routing.aux_loss = BalanceLoss(BalanceOf(inputs, routing));
   routing.expert = routing.selected;
-  if (rule_.select().has_capacity_factor() && !dropless) {
+  if (rule_.select().has_capacity_factor() && !inputs.dropless) {
     routing.expert = routing.selected.clone();
-    const int64_t capacity =
-        ExpertCapacity(rule_.select().capacity_factor(), logits.size(0), active_, experts_);
-    routing.dropped = DropBeyondCapacity(capacity, experts_, routing.expert);
+    routing.dropped = Drop(inputs, routing);
   }
   return routing;
 }
 
-at::Tensor Router::Backward(const Routing& routing, const at::Tensor& dweight,
-                            double aux_scale) const {
+at::Tensor Router::Select(const at::Tensor& scores, const at::Tensor& bias) const {
+  at::Tensor suited = BiasedScores(scores, bias);
+  if (groups_.limit < groups_.groups) {
+    if (!bias.defined()) suited = scores.clone();
+    MaskGroups(groups_, active_, suited);
+  }
+  return SelectTopK(suited, active_);
+}
+
+int64_t Router::Drop(const RouteInputs& inputs, Routing& routing) const {
+  const SelectSpec& select = rule_.select();
+  const int64_t tokens = inputs.logits.size(0);
+  CapacityLimit limit;
+  limit.bins = select.capacity_of() == GROUP ? groups_.groups : experts_;
+  limit.capacity = BinCapacity(select.capacity_factor(), tokens, active_, limit.bins);
+  limit.order = select.drop();
+  if (select.never_dropped() > 0 && inputs.sequences > 0) {
+    const RandomStream stream(seed_, "never_dropped", "");
+    const int64_t length = tokens / inputs.sequences;
+    for (int64_t s = 0; s < inputs.sequences; ++s) {
+      const bool exempt = stream.Uniform(static_cast<uint64_t>(inputs.first_sample + s)) <
+                          select.never_dropped();
+      limit.exempt.insert(limit.exempt.end(), length, exempt);
+    }
+  }
+  return DropBeyondCapacity(limit, routing.scores, routing.expert);
+}
+
+BalanceInputs Router::BalanceOf(const RouteInputs& inputs, const Routing& routing) const {
+  const BalanceSpec& rule = rule_.balance();
+  BalanceInputs balance = {.rule = &rule,
+                           .score = &score_,
+                           .logits = inputs.logits,
+                           .scores = routing.scores,
+                           .selected = routing.balanced,
+                           .sequences = inputs.sequences,
+                           .groups = groups_.groups,
+                           .group_limit = groups_.limit,
+                           .load = inputs.load};
+  if (rule.has_groups() && rule.groups() != groups_.groups) {
+    balance.groups = balance.group_limit = rule.groups();
+  }
+  return balance;
+}
+
+at::Tensor Router::Backward(const RouteInputs& inputs, const Routing& routing,
+                            const at::Tensor& dweight, double aux_scale) const {
   at::Tensor dscores = at::zeros_like(routing.scores);
   SelectedWeightsBackward(rule_.weight(), routing.scores, routing.selected, dweight, dscores);
-  at::Tensor z_gradient = at::zeros_like(routing.logits);
-  BalanceLossBackward(
-      {&rule_.balance(), &score_, routing.logits, routing.scores, routing.counts, active_},
-      aux_scale, dscores, z_gradient);
-  at::Tensor dlogits = at::empty_like(routing.logits);
+  at::Tensor z_gradient = at::zeros_like(routing.scores);
+  BalanceLossBackward(BalanceOf(inputs, routing), aux_scale, dscores, z_gradient);
+  at::Tensor dlogits = at::empty_like(routing.scores);
   score_.backward(routing.scores, dscores, dlogits);
   return dlogits.add_(z_gradient);
 }

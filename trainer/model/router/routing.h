@@ -16,9 +16,9 @@ struct Routing {
   at::Tensor expert;  // int64 [n, K]
   at::Tensor weight;  // fp32 [n, K]
 
-  at::Tensor logits;    // fp32 [n, E]
   at::Tensor scores;    // fp32 [n, E]
   at::Tensor selected;  // int64 [n, K]: `expert` before any drop
+  at::Tensor balanced;  // int64 [n, K]: what the balance losses count; mostly `selected` itself
 
   std::vector<int64_t> counts;  // by expert: chosen pairs, before any drop
   int64_t dropped = 0;          // pairs beyond capacity

@@ -2,7 +2,9 @@
 
 #include <ATen/ATen.h>
 
-#include <cmath>
+#include <algorithm>
+#include <limits>
+#include <span>
 
 #include "trainer/model/router/rows.h"
 
@@ -22,6 +24,14 @@ void TopKOfRow(std::span<const float> scores, std::span<int64_t> chosen) {
   }
 }
 
+float SumOfBest(std::span<const float> scores, size_t count) {
+  std::vector<int64_t> best(count);
+  TopKOfRow(scores, best);
+  float sum = 0;
+  for (const int64_t e : best) sum += scores[static_cast<size_t>(e)];
+  return sum;
+}
+
 }  // namespace
 
 at::Tensor SelectTopK(const at::Tensor& scores, int64_t active) {
@@ -37,6 +47,33 @@ at::Tensor SelectTopK(const at::Tensor& scores, int64_t active) {
   return selected;
 }
 
+at::Tensor BiasedScores(const at::Tensor& scores, const at::Tensor& bias) {
+  return bias.defined() ? at::add(scores, bias) : scores;
+}
+
+void MaskGroups(const GroupRule& rule, int64_t active, at::Tensor& scores) {
+  if (rule.limit >= rule.groups) return;
+  const auto width = static_cast<size_t>(scores.size(1) / rule.groups);
+  const size_t counted = rule.score == BEST ? 1 : std::max<int64_t>(1, active / rule.limit);
+  ParallelFor(scores.size(0), kRouterRowGrain, [&](int64_t begin, int64_t end) {
+    std::vector<float> group_scores(rule.groups);
+    std::vector<int64_t> allowed(rule.limit);
+    for (int64_t row = begin; row < end; ++row) {
+      const std::span<float> s = MutableRowOf(scores, row);
+      for (size_t g = 0; g < group_scores.size(); ++g) {
+        group_scores[g] = SumOfBest(s.subspan(g * width, width), std::min(counted, width));
+      }
+      TopKOfRow(group_scores, allowed);
+      for (size_t g = 0; g < group_scores.size(); ++g) {
+        if (std::find(allowed.begin(), allowed.end(), static_cast<int64_t>(g)) != allowed.end()) {
+          continue;
+        }
+        std::ranges::fill(s.subspan(g * width, width), -std::numeric_limits<float>::infinity());
+      }
+    }
+  });
+}
+
 std::vector<int64_t> CountByExpert(const at::Tensor& selected, int64_t experts) {
   std::vector<int64_t> counts(experts);
   const int64_t* ids = selected.const_data_ptr<int64_t>();
@@ -44,23 +81,6 @@ std::vector<int64_t> CountByExpert(const at::Tensor& selected, int64_t experts) 
     if (ids[i] >= 0) ++counts[ids[i]];
   }
   return counts;
-}
-
-int64_t ExpertCapacity(double factor, int64_t tokens, int64_t active, int64_t experts) {
-  const double pairs = static_cast<double>(tokens) * static_cast<double>(active);
-  return static_cast<int64_t>(std::ceil(factor * pairs / static_cast<double>(experts)));
-}
-
-int64_t DropBeyondCapacity(int64_t capacity, int64_t experts, at::Tensor& selected) {
-  std::vector<int64_t> taken(experts);
-  int64_t dropped = 0;
-  int64_t* ids = selected.data_ptr<int64_t>();
-  for (int64_t i = 0; i < selected.numel(); ++i) {
-    if (ids[i] < 0 || taken[ids[i]]++ < capacity) continue;
-    ids[i] = -1;
-    ++dropped;
-  }
-  return dropped;
 }
 
 }  // namespace moesaic

@@ -1,4 +1,5 @@
-// select: scores -> the experts of each token.
+// select: scores -> the experts of each token. What is added to or masked from the scores counts
+// here only: weights and losses never see it.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -6,20 +7,30 @@
 #include <cstdint>
 #include <vector>
 
+#include "proto/job.pb.h"
+
 namespace moesaic {
 
 // The K experts of the largest score of each row, largest first; equal scores go to the lowest
 // expert id. scores fp32 [n, E], K <= E -> int64 [n, K].
 at::Tensor SelectTopK(const at::Tensor& scores, int64_t active);
 
+// scores + bias, fp32 [n, E]. An undefined bias is none (and `scores` itself is returned).
+at::Tensor BiasedScores(const at::Tensor& scores, const at::Tensor& bias);
+
+// The experts [g * E / groups, (g + 1) * E / groups) are group g.
+struct GroupRule {
+  int64_t groups = 1;
+  int64_t limit = 1;  // of them may be used by one token
+  GroupScore score = BEST;
+};
+
+// Sets to minus infinity, in place, the scores of all experts outside each token's best
+// `rule.limit` groups; equal groups go to the lowest id. A group is as good as its best expert, or
+// as the sum of its best max(1, active / limit) ones. scores fp32 [n, E].
+void MaskGroups(const GroupRule& rule, int64_t active, at::Tensor& scores);
+
 // Chosen pairs by expert. selected int64 [n, K] with ids below `experts`, or -1.
 std::vector<int64_t> CountByExpert(const at::Tensor& selected, int64_t experts);
-
-// ceil(factor * tokens * active / experts): what one expert takes of a logical micro-batch.
-int64_t ExpertCapacity(double factor, int64_t tokens, int64_t active, int64_t experts);
-
-// Sets to -1 every pair of `selected` that comes, in token order, after `capacity` others of its
-// expert. Returns how many.
-int64_t DropBeyondCapacity(int64_t capacity, int64_t experts, at::Tensor& selected);
 
 }  // namespace moesaic

@@ -1,0 +1,125 @@
+// Recipes over layouts: what one process computes, every number of ranks does, bit for bit in
+// reproducible mode.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+
+#include "proto/job_spec.h"
+#include "tests/equivalence/training_run.h"
+#include "trainer/recipe/recipe.h"
+
+namespace moesaic {
+namespace {
+
+constexpr int kSteps = 4;
+
+struct Case {
+  const char* name;
+  const char* preset;
+  void (*more)(RecipeSpec& recipe);
+};
+
+void Groups(RecipeSpec& recipe) {
+  SelectSpec& select = *recipe.mutable_router()->mutable_select();
+  select.set_groups(4);
+  select.set_group_limit(2);
+}
+
+const Case kCases[] = {
+    {"DeepSeekMoe", "deepseek_moe", [](RecipeSpec& recipe) { recipe.mutable_experts()->set_segments(2); }},
+    {"DeepSeekV2", "deepseek_v2",
+     [](RecipeSpec& recipe) {
+       Groups(recipe);
+       BalanceSpec& balance = *recipe.mutable_router()->mutable_balance();
+       balance.set_group_coefficient(0.05);
+       balance.set_communication(0.02);
+       SelectSpec& select = *recipe.mutable_router()->mutable_select();
+       select.set_capacity_factor(1);
+       select.set_capacity_of(GROUP);
+       select.set_drop(LOWEST);
+       select.set_never_dropped(0.1);
+     }},
+    {"DeepSeekV3", "deepseek_v3", Groups},
+    {"ProportionalBias", "deepseek_v3",
+     [](RecipeSpec& recipe) {
+       recipe.mutable_router()->mutable_balance()->mutable_bias()->set_rule(PROPORTIONAL);
+     }},
+    {"RMoe", "rmoe",
+     [](RecipeSpec& recipe) { recipe.mutable_router()->mutable_state()->set_width(8); }},
+    {"RMoeWithDeepSeekV3", "deepseek_v3",
+     [](RecipeSpec& recipe) { recipe.mutable_router()->mutable_state()->set_width(8); }},
+    {"GlobalBalance", "top_k",
+     [](RecipeSpec& recipe) { recipe.mutable_router()->mutable_balance()->set_scope(GLOBAL); }},
+};
+
+class RecipeEquality : public ::testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override {
+    folder_ = ::testing::TempDir() + "/recipe_equality_" + std::to_string(getpid());
+    std::filesystem::create_directories(folder_);
+    spec_ = TinyJob(folder_, 8);
+    spec_.clear_recipe();
+    if (GetParam().preset == std::string("deepseek_moe")) {
+      spec_.mutable_model()->mutable_moe()->clear_shared_width();
+    }
+    spec_.mutable_recipe()->set_preset(GetParam().preset);
+    GetParam().more(*spec_.mutable_recipe());
+    ASSERT_TRUE(ApplyPreset(&spec_).empty());
+    ApplyDefaults(&spec_);
+    ASSERT_TRUE(ValidateJob(spec_).empty());
+    spec_.mutable_train()->set_reproducible(true);
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  std::string folder_;
+  JobSpec spec_;
+};
+
+// DSM-10 among them: counts and biases are the same for any ranks and split into micro-batches.
+TEST_P(RecipeEquality, DSM10_AnyLayoutIsBitEqualToOneProcess) {
+  const RunResult one = TrainInProcess(spec_, {}, kSteps);
+  for (const auto& [ranks, expert] : {std::pair(2, 2), {2, 1}, {4, 4}, {4, 2}, {3, 3}}) {
+    SCOPED_TRACE(testing::Message() << ranks << " ranks, expert " << expert);
+    ExpectSameBits(one, TrainInProcess(spec_, {.ranks = ranks, .expert = expert}, kSteps));
+  }
+}
+
+TEST_P(RecipeEquality, AResumeInAnotherLayoutChangesNoBit) {
+  const RunResult whole = TrainInProcess(spec_, {}, kSteps);
+  const RunResult first = TrainInProcess(spec_, {.ranks = 2, .expert = 2}, 2);
+  const RunResult second =
+      TrainInProcess(spec_, {.ranks = 4, .expert = 4}, kSteps - 2, &first);
+  EXPECT_EQ(second.losses.back(), whole.losses.back());
+  for (const auto& [name, value] : whole.weights) {
+    EXPECT_TRUE(at::equal(second.weights.at(name), value)) << name;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Recipes, RecipeEquality, ::testing::ValuesIn(kCases),
+                         [](const auto& c) { return c.param.name; });
+
+// Evaluation is no step: it moves no bias.
+TEST(RecipeStates, DSM10_TheBiasMovesByWholeSpeedsOfTheStep) {
+  const std::string folder = ::testing::TempDir() + "/recipe_states_" + std::to_string(getpid());
+  std::filesystem::create_directories(folder);
+  JobSpec spec = TinyJob(folder, 8);
+  spec.clear_recipe();
+  spec.mutable_recipe()->set_preset("deepseek_v3");
+  spec.mutable_recipe()->mutable_router()->mutable_balance()->mutable_bias()->set_speed(0.5);
+  ASSERT_TRUE(ApplyPreset(&spec).empty());
+  ApplyDefaults(&spec);
+  const RunResult run = TrainInProcess(spec, {.ranks = 2, .expert = 2}, 1);
+  const at::Tensor bias = run.weights.at("layers.1.moe.router_bias");
+  EXPECT_TRUE(at::logical_or(bias.abs().eq(0.5), bias.eq(0)).all().item<bool>()) << bias;
+  EXPECT_TRUE(bias.abs().max().item<float>() > 0);
+  EXPECT_FALSE(run.first_moments.contains("layers.1.moe.router_bias"));
+  spec.mutable_train()->set_micro_batch(5);
+  const RunResult other_split = TrainInProcess(spec, {}, 1);
+  EXPECT_TRUE(at::equal(other_split.weights.at("layers.1.moe.router_bias"), bias));
+  std::filesystem::remove_all(folder);
+}
+
+}  // namespace
+}  // namespace moesaic
