@@ -106,6 +106,13 @@ void DeriveFields(JobSpec* spec) {
       model.set_head_width(model.hidden() / model.heads());
     }
   }
+  if (spec->recipe().router().select().has_candidates()) {
+    CandidatesSpec& candidates =
+        *spec->mutable_recipe()->mutable_router()->mutable_select()->mutable_candidates();
+    if (!candidates.has_start_step()) candidates.set_start_step(spec->train().steps() / 5);
+    if (!candidates.has_end_step()) candidates.set_end_step(spec->train().steps() * 3 / 5);
+    if (!candidates.has_from()) candidates.set_from(spec->model().moe().experts());
+  }
   RunSpec& run = *spec->mutable_run();
   if (!run.has_dir() && spec->has_name()) run.set_dir(absl::StrCat("runs/", spec->name()));
   CheckpointSpec& checkpoint = *spec->mutable_checkpoint();
@@ -343,6 +350,7 @@ class CrossFieldRules {
     const RouterSpec& router = spec_.recipe().router();
     if (!spec_.model().has_moe() || !Sound({"model.moe", "recipe.router"})) return;
     CheckGroups(router.select());
+    CheckCandidates(router.select());
     CheckBalance(router);
   }
 
@@ -362,6 +370,24 @@ class CrossFieldRules {
     } else if (uint64_t{limit} * per_group < moe.active()) {
       Report("recipe.router.select.group_limit", limit, " groups of ", per_group,
              " experts have fewer than model.moe.active (", moe.active(), ")");
+    }
+  }
+
+  void CheckCandidates(const SelectSpec& select) {
+    if (!select.has_candidates()) return;
+    const CandidatesSpec& candidates = select.candidates();
+    const std::string path = "recipe.router.select.candidates";
+    if (candidates.start_step() > candidates.end_step()) {
+      Report(path + ".start_step", "must be at most end_step (", candidates.end_step(), "), not ",
+             candidates.start_step());
+    }
+    if (candidates.from() < spec_.model().moe().active()) {
+      Report(path + ".from", "must be at least model.moe.active (", spec_.model().moe().active(),
+             "), not ", candidates.from());
+    }
+    if (select.group_limit() > 0 && select.group_limit() < select.groups()) {
+      Report(path, "with select.group_limit: the groups that are left may have fewer candidates "
+                   "than model.moe.active; take one of the two");
     }
   }
 

@@ -1,6 +1,9 @@
 // DispatchPlan: where each row of one MoE layer and one round goes, as data. Made from counts
 // alone; an exchange executes it.
 //
+// An expert id is a place in the pool that the layer chooses from: the experts of the layers that
+// make it up, one layer after the other (mostly one layer, the layer itself).
+//
 // A sender has its (token, slot) pairs sorted by expert id, and by token within an expert: its
 // "sorted rows". A holder lays received rows out by (expert, source), so that an expert's rows are
 // one contiguous range, and the rows of one logical micro-batch a contiguous part of it in global
@@ -26,7 +29,7 @@ struct RowRange {
 
 // Rows of one expert that come from one source.
 struct Segment {
-  int expert = 0;            // global id
+  int expert = 0;            // id in the pool
   int source = 0;            // rank in the expert communicator
   int64_t micro_batch = -1;  // that the source runs in this round; -1: none (then rows is 0)
   RowRange rows;             // in the holder's buffer
@@ -44,7 +47,7 @@ struct DispatchPlan {
   int64_t send_rows = 0;
   int64_t receive_rows = 0;
 
-  // The rows of each expert I hold, in the order of ExpertsOf: what fast mode multiplies at once.
+  // The rows of each expert I hold, by id: what fast mode multiplies at once.
   struct ExpertRows {
     int expert = 0;
     RowRange rows;
@@ -56,7 +59,7 @@ struct DispatchInputs {
   const Mesh* mesh = nullptr;
   const ExpertPlacement* placement = nullptr;
   int rank = 0;  // mine, in the mesh
-  int layer = 0;
+  std::span<const int> layers = {};  // whose experts are the pool
   // counts[s * experts + e]: sorted rows of source s (rank of the expert communicator) for expert
   // e.
   std::span<const int64_t> counts = {};
@@ -64,7 +67,7 @@ struct DispatchInputs {
   std::span<const int64_t> micro_batches = {};
 };
 
-// Pure. Aborts when the sizes of `counts` or `micro_batches` do not fit the mesh and the layer.
+// Pure. Aborts when the sizes of `counts` or `micro_batches` do not fit the mesh and the pool.
 DispatchPlan PlanDispatch(const DispatchInputs& inputs);
 
 }  // namespace moesaic

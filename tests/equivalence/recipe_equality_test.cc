@@ -50,6 +50,12 @@ const Case kCases[] = {
      [](RecipeSpec& recipe) { recipe.mutable_router()->mutable_state()->set_width(8); }},
     {"RMoeWithDeepSeekV3", "deepseek_v3",
      [](RecipeSpec& recipe) { recipe.mutable_router()->mutable_state()->set_width(8); }},
+    {"ReXMoe", "rexmoe", [](RecipeSpec& recipe) { recipe.mutable_experts()->set_reuse(2); }},
+    {"ReXMoeWithABias", "deepseek_v3",
+     [](RecipeSpec& recipe) {
+       recipe.mutable_experts()->set_reuse(2);
+       recipe.mutable_router()->mutable_select()->mutable_candidates()->set_mode(RANDOM_ALL);
+     }},
     {"GlobalBalance", "top_k",
      [](RecipeSpec& recipe) { recipe.mutable_router()->mutable_balance()->set_scope(GLOBAL); }},
 };

@@ -63,12 +63,30 @@ int64_t CountParameters(const ModelSpec& model) {
   return count;
 }
 
+// Layers with experts in groups of `reuse`, the last one perhaps smaller: the group of `layer`.
+std::vector<int> GroupOf(const ModelSpec& model, int reuse, int layer) {
+  if (!IsMoeLayer(model, layer)) return {};
+  std::vector<int> group;
+  bool found = false;
+  for (int l = 0, moe_index = 0; l < static_cast<int>(model.layers()); ++l) {
+    if (!IsMoeLayer(model, l)) continue;
+    if (moe_index++ % reuse == 0) {
+      if (found) break;
+      group.clear();
+    }
+    group.push_back(l);
+    found |= l == layer;
+  }
+  return group;
+}
+
 // Appends parameters in the catalogue's order.
 class Lister {
  public:
   explicit Lister(const JobSpec& spec)
       : model_(spec.model()),
         router_(spec.recipe().router()),
+        reuse_(static_cast<int>(spec.recipe().experts().reuse())),
         normal_{InitRule::kNormal, model_.init_std()},
         residual_{InitRule::kNormal, model_.init_std() / std::sqrt(2.0 * model_.layers())} {}
 
@@ -128,12 +146,13 @@ class Lister {
 
   void ListExperts(const std::string& prefix) {
     const MoeSpec& moe = model_.moe();
+    uses_ = static_cast<int>(GroupOf(model_, reuse_, layer_).size());
     int64_t seen = model_.hidden();  // width of what the logits are linear in
     if (router_.has_state()) {
       seen = router_.state().width();
       AddRouter(prefix + "router_projection", {seen, int64_t{model_.hidden()}}, normal_);
     }
-    AddRouter(prefix + "router", {int64_t{moe.experts()}, seen}, normal_);
+    AddRouter(prefix + "router", {Pool(), seen}, normal_);
     if (router_.balance().has_bias()) AddRouterState(prefix + "router_bias");
     if (router_.balance().scope() == GLOBAL) AddRouterState(prefix + "router_load");
     if (moe.shared_width() > 0) {
@@ -147,13 +166,20 @@ class Lister {
 
   void AddSwiGlu(const std::string& prefix, int64_t width, ParameterKind kind, int expert) {
     const int64_t hidden = model_.hidden();
-    Add(prefix + "gate_up", {2 * width, hidden}, kind, normal_).expert = expert;
-    Add(prefix + "down", {hidden, width}, kind, residual_).expert = expert;
+    Add(prefix + "gate_up", {2 * width, hidden}, kind, normal_);
+    Add(prefix + "down", {hidden, width}, kind, residual_);
+    for (size_t i = parameters_.size() - 2; i < parameters_.size(); ++i) {
+      parameters_[i].expert = expert;
+      if (kind == ParameterKind::kExpert) parameters_[i].uses = uses_;
+    }
   }
 
+  // Experts that the layer chooses from.
+  int64_t Pool() const { return int64_t{uses_} * model_.moe().experts(); }
+
   void AddRouterState(std::string name) {
-    ParameterSpec& state = Add(std::move(name), {int64_t{model_.moe().experts()}},
-                               ParameterKind::kRouterState, {InitRule::kZeros, 0});
+    ParameterSpec& state =
+        Add(std::move(name), {Pool()}, ParameterKind::kRouterState, {InitRule::kZeros, 0});
     state.learnt = false;
     state.decay = false;
     state.fp32 = true;
@@ -179,9 +205,11 @@ class Lister {
 
   const ModelSpec& model_;
   const RouterSpec& router_;
+  const int reuse_;
   const InitRule normal_;
   const InitRule residual_;
   int layer_ = -1;  // being listed; -1: of no layer
+  int uses_ = 1;    // of its experts
   std::vector<ParameterSpec> parameters_;
 };
 
@@ -204,6 +232,8 @@ absl::StatusOr<ParameterCatalog> ParameterCatalog::Build(const JobSpec& spec) {
   catalog.active_ = static_cast<int>(model.moe().active());
   for (int layer = 0; layer < catalog.layers_; ++layer) {
     catalog.moe_layers_.push_back(IsMoeLayer(model, layer));
+    catalog.pools_.push_back(
+        GroupOf(model, static_cast<int>(spec.recipe().experts().reuse()), layer));
   }
   catalog.parameters_ = Lister(spec).List();
 

@@ -53,7 +53,8 @@ struct ParameterSpec {
   int64_t elements() const;
 };
 
-// The parameters, in this order (`L` a layer, `E` a global expert id):
+// The parameters, in this order (`L` a layer, `E` an expert of it, `pool` the experts that it chooses
+// from: `experts`, times the layers of its group with recipe.experts.reuse):
 //   embedding                       [vocabulary, hidden]
 //   layers.L.attention_norm         [hidden]
 //   layers.L.attention.qkv          [(heads + 2 * kv_heads) * head_width, hidden]   rows: q, k, v
@@ -66,9 +67,9 @@ struct ParameterSpec {
 //   router_cell.input_bias          [3 p]                                used by each MoE layer;
 //   router_cell.hidden_bias         [3 p]                                they follow the embedding)
 //   layers.L.moe.router_projection  [p, hidden]                         (recipe.router.state)
-//   layers.L.moe.router             [experts, hidden], or [experts, p]              (MoE layer)
-//   layers.L.moe.router_bias        [experts]           not learnt    (recipe.router.balance.bias)
-//   layers.L.moe.router_load        [experts]           not learnt    (balance.scope global): pairs
+//   layers.L.moe.router             [pool, hidden], or [pool, p]                    (MoE layer)
+//   layers.L.moe.router_bias        [pool]              not learnt    (recipe.router.balance.bias)
+//   layers.L.moe.router_load        [pool]              not learnt    (balance.scope global): pairs
 //                                                       of each expert in the step before
 //   layers.L.moe.shared.gate_up     [2 * shared_width, hidden]                      (if any)
 //   layers.L.moe.shared.down        [hidden, shared_width]
@@ -94,6 +95,10 @@ class ParameterCatalog {
   // Experts of a layer; 0 for a dense one.
   int experts(int layer) const { return IsMoe(layer) ? experts_ : 0; }
   bool IsMoe(int layer) const { return moe_layers_[layer]; }
+  // The layers whose experts `layer` chooses from, ascending: itself, and with recipe.experts.reuse
+  // the other layers of its group (ReXMoE). Empty for a dense one.
+  const std::vector<int>& PoolLayers(int layer) const { return pools_[layer]; }
+  int pool_experts(int layer) const { return experts_ * static_cast<int>(pools_[layer].size()); }
 
   int64_t total_elements() const;
   // Elements that one token uses: all but the experts, and `active` experts a MoE layer.
@@ -106,6 +111,7 @@ class ParameterCatalog {
   std::vector<ParameterSpec> parameters_;
   absl::flat_hash_map<std::string, ParameterId> by_name_;
   std::vector<bool> moe_layers_;
+  std::vector<std::vector<int>> pools_;  // by layer
   int layers_ = 0;
   int experts_ = 0;
   int active_ = 0;

@@ -119,7 +119,7 @@ class TrainerImpl : public Trainer {
 
   StepSums MakeSums(const StepPlan& step) const {
     int experts = 0;
-    for (const int layer : moe_layers_) experts = std::max(experts, catalog_.experts(layer));
+    for (const int layer : moe_layers_) experts = std::max(experts, catalog_.pool_experts(layer));
     return StepSums({.micro_batches = step.micro_batches(),
                      .parameters = catalog_.size(),
                      .layers = static_cast<int>(moe_layers_.size()),
@@ -162,6 +162,7 @@ class TrainerImpl : public Trainer {
   void ContributeNorms(StepSums& sums) const;
   void Update(double clip_factor);
   void MoveRouterStates(const StepSums& sums);
+  void RecordLoads(const StepSums& sums);
   StepMetrics Metrics(const StepSums& sums, int64_t targets, bool skipped) const;
 
   const TrainerInputs inputs_;
@@ -194,6 +195,7 @@ absl::Status TrainerImpl::RunRounds(const StepPlan& step, StepSums& sums) {
       .training = true,
       .reproducible = inputs_.spec.train().reproducible(),
       .compute = compute(),
+      .step = state_.step(),
       .loss_scale = targets > 0 ? 1.0 / static_cast<double>(targets) : 0.0,
       .aux_scale = 1.0 / static_cast<double>(step.micro_batches()),
       .profile = inputs_.profile};
@@ -239,7 +241,7 @@ void TrainerImpl::MoveRouterStates(const StepSums& sums) {
   const BalanceSpec& balance = inputs_.spec.recipe().router().balance();
   for (size_t i = 0; i < moe_layers_.size(); ++i) {
     const int layer = moe_layers_[i];
-    const auto counts = sums.ExpertCounts(static_cast<int>(i), catalog_.experts(layer));
+    const auto counts = sums.ExpertCounts(static_cast<int>(i), catalog_.pool_experts(layer));
     const auto state_of = [&](const char* name) -> std::span<float> {
       const ParameterId id = catalog_.Find(absl::StrCat("layers.", layer, ".moe.", name));
       if (id == kNoParameter) return {};
@@ -252,6 +254,22 @@ void TrainerImpl::MoveRouterStates(const StepSums& sums) {
     const std::span<float> load = state_of("router_load");
     std::copy_n(counts.begin(), load.size(), load.begin());
   }
+}
+
+// An expert's load is what all layers of its pool sent to it.
+void TrainerImpl::RecordLoads(const StepSums& sums) {
+  std::vector<std::vector<double>> loads(catalog_.layers());
+  for (size_t i = 0; i < moe_layers_.size(); ++i) {
+    const int layer = moe_layers_[i];
+    auto counts = sums.ExpertCounts(static_cast<int>(i), catalog_.pool_experts(layer));
+    for (const int owner : catalog_.PoolLayers(layer)) {
+      const int own = catalog_.experts(owner);
+      loads[owner].resize(own);
+      for (int e = 0; e < own; ++e) loads[owner][e] += counts[e];
+      counts = counts.subspan(own);
+    }
+  }
+  for (const int layer : moe_layers_) RecordExpertCounts(layer, loads[layer], &state_);
 }
 
 StepMetrics TrainerImpl::Metrics(const StepSums& sums, int64_t targets, bool skipped) const {
@@ -267,7 +285,7 @@ StepMetrics TrainerImpl::Metrics(const StepSums& sums, int64_t targets, bool ski
   metrics.set_skipped(skipped);
   for (size_t i = 0; i < moe_layers_.size(); ++i) {
     metrics.add_expert_load_max_over_mean(
-        sums.LoadMaxOverMean(static_cast<int>(i), catalog_.experts(moe_layers_[i])));
+        sums.LoadMaxOverMean(static_cast<int>(i), catalog_.pool_experts(moe_layers_[i])));
   }
   return metrics;
 }
@@ -309,10 +327,7 @@ absl::StatusOr<StepOutcome> TrainerImpl::Step(const ControlWord& wish) {
   state_.set_samples(state_.samples() + step.count);
   state_.set_tokens(state_.tokens() + targets);
   state_.set_loss(outcome.metrics.loss());
-  for (size_t i = 0; i < moe_layers_.size(); ++i) {
-    const int experts = catalog_.experts(moe_layers_[i]);
-    RecordExpertCounts(moe_layers_[i], sums.ExpertCounts(static_cast<int>(i), experts), &state_);
-  }
+  RecordLoads(sums);
   if (skipped) {
     state_.add_skipped_steps(state_.step());
   } else {

@@ -77,6 +77,7 @@ struct PassOptions {
   bool training = true;       // keep what backward needs; capacity limits hold in training only
   bool reproducible = false;  // expert products by (expert, micro-batch) segment
   at::ScalarType compute = at::kFloat;
+  uint64_t step = 0;          // 0-based: schedules of the recipe depend on it
   // Factors that make a SUM over everything the step's gradient (design: "nothing divides later"):
   double loss_scale = 1;      // of each target's loss: 1 / global target tokens of the step
   double aux_scale = 1;       // of each micro-batch's aux loss: 1 / micro-batches of the step

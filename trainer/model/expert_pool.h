@@ -1,4 +1,5 @@
-// ExpertPool: the parameters of a set of experts, apart from the layers that use them.
+// ExpertPool: the parameters of the experts that a layer chooses from, apart from the layers that use
+// them: its own, or those of a group of layers (ReXMoE).
 #pragma once
 
 #include <vector>
@@ -10,20 +11,24 @@ namespace moesaic {
 struct ExpertParameters {
   ParameterId gate_up = kNoParameter;
   ParameterId down = kNoParameter;
+  // As the placement knows it.
+  int layer = 0;
+  int index = 0;
 };
 
-// An expert is (owner layer, index) everywhere. Immutable; thread-safe.
+// Experts by id in the pool: those of one layer after those of the other. Immutable; thread-safe.
 class ExpertPool {
  public:
-  // The experts that layer `owner_layer` owns; none for a dense layer.
-  ExpertPool(const ParameterCatalog& catalog, int owner_layer);
+  // The pool of `layer`; none for a dense layer.
+  ExpertPool(const ParameterCatalog& catalog, int layer);
 
-  int owner_layer() const { return owner_layer_; }
+  // That own the experts, in the order of their ids.
+  const std::vector<int>& layers() const { return layers_; }
   int size() const { return static_cast<int>(experts_.size()); }
-  const ExpertParameters& operator[](int index) const { return experts_[index]; }
+  const ExpertParameters& operator[](int id) const { return experts_[id]; }
 
  private:
-  int owner_layer_;
+  std::vector<int> layers_;
   std::vector<ExpertParameters> experts_;
 };
 

@@ -60,16 +60,16 @@ std::vector<LinearGroup> LeaseGroups(std::span<const ExpertBatch> batches, const
 }
 
 void ReportExperts(const at::Tensor& dy, const at::Tensor& x, std::span<const ExpertBatch> batches,
-                   const ExpertPool& pool, ParameterId ExpertParameters::*which,
+                   const ExpertPool& pool, ParameterId ExpertParameters::*which, int use,
                    GradientSink& sink) {
   std::vector<WeightGradient> groups;
   for (const ExpertBatch& batch : batches) {
-    const auto slot = sink.Open(pool[batch.expert].*which, 0, batch.micro_batch);
+    const auto slot = sink.Open(pool[batch.expert].*which, use, batch.micro_batch);
     groups.push_back({batch.rows.begin, batch.rows.rows, slot.gradient, slot.accumulate});
   }
   GroupedLinearBackwardWeight(dy, x, groups);
   for (const ExpertBatch& batch : batches) {
-    sink.Close(pool[batch.expert].*which, 0, batch.micro_batch);
+    sink.Close(pool[batch.expert].*which, use, batch.micro_batch);
   }
 }
 
@@ -101,9 +101,11 @@ std::vector<ParameterId> MoeLayer::parameters() const {
   if (config_.shared) {
     for (ParameterId id : config_.shared->parameters()) ids.push_back(id);
   }
-  for (int expert : parallel_.placement->ExpertsOf(parallel_.rank, pool_.owner_layer())) {
-    ids.push_back(pool_[expert].gate_up);
-    ids.push_back(pool_[expert].down);
+  for (int id = 0; id < pool_.size(); ++id) {
+    const ExpertParameters& expert = pool_[id];
+    if (!parallel_.placement->Holds(parallel_.rank, expert.layer, expert.index)) continue;
+    ids.push_back(expert.gate_up);
+    ids.push_back(expert.down);
   }
   return ids;
 }
@@ -114,7 +116,8 @@ RouteInputs MoeLayer::InputsOf(const at::Tensor& logits, const PassContext& cont
   route.logits = logits;
   route.sequences = context.micro_batch->sequences;
   route.first_sample = context.micro_batch->first_sample;
-  route.dropless = !context.options->training;
+  route.step = context.options->step;
+  route.training = context.options->training;
   if (config_.router_bias != kNoParameter) route.bias = weights.Lease(config_.router_bias);
   if (config_.router_load != kNoParameter) route.load = weights.Lease(config_.router_load);
   return route;
@@ -125,7 +128,7 @@ DispatchPlan MoeLayer::Plan(const MicroBatch& batch, std::span<const int64_t> co
   std::vector<int64_t> all(counts.begin(), counts.end());
   if (Exchanges()) all = parallel_.exchange->ShareCounts(counts);
   return PlanDispatch(
-      {parallel_.mesh, parallel_.placement, parallel_.rank, pool_.owner_layer(), all, ids});
+      {parallel_.mesh, parallel_.placement, parallel_.rank, pool_.layers(), all, ids});
 }
 
 at::Tensor MoeLayer::RunExperts(WeightSource& weights, Saved& saved) const {
@@ -227,9 +230,9 @@ void MoeLayer::BackwardWeight(const PassContext& context, const Saved& saved,
   ProfiledScope scope(context.options->profile, Part::kExperts);
   // Experts first: they compute for the whole group, whether or not this rank has tokens.
   ReportExperts(saved.dexpert, saved.activation, saved.batches, pool_, &ExpertParameters::down,
-                sink);
+                config_.use, sink);
   ReportExperts(saved.dgate_up, saved.received, saved.batches, pool_, &ExpertParameters::gate_up,
-                sink);
+                config_.use, sink);
   const MicroBatch& batch = *context.micro_batch;
   if (batch.sequences == 0) return;
   if (config_.shared) config_.shared->BackwardWeight(saved.shared, batch.id, sink);

@@ -31,6 +31,7 @@ struct ExpertParallel {
 struct MoeConfig {
   int layer = 0;      // of the model
   int moe_index = 0;  // among the layers that have experts
+  int use = 0;        // of the experts of its pool: which of the layers that share it
   int64_t expert_width = 0;
   RouterLogitsConfig logits;
   ParameterId router_bias = kNoParameter;  // none: kNoParameter, as for the next

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "trainer/model/feed_forward.h"
 
@@ -45,6 +47,23 @@ RouterLogitsConfig LogitsOf(const TransformerInputs& in, const std::string& pref
   recurrent.mode = in.recipe.router.state().mode();
   recurrent.use = moe_index;
   return config;
+}
+
+// Which of the layers that share a pool `layer` is.
+int PlaceInPool(const ParameterCatalog& catalog, int layer) {
+  const std::vector<int>& layers = catalog.PoolLayers(layer);
+  return static_cast<int>(std::find(layers.begin(), layers.end(), layer) - layers.begin());
+}
+
+RouterConfig RouterOf(const TransformerInputs& in, int layer) {
+  const int64_t own = in.catalog->experts(layer);
+  return {.rule = in.recipe.router,
+          .experts = in.catalog->pool_experts(layer),
+          .active = in.spec->model().moe().active(),
+          .seed = in.spec->train().seed(),
+          .layer = layer,
+          .own_begin = own * PlaceInPool(*in.catalog, layer),
+          .own = own};
 }
 
 SwiGluLayer SwiGluOf(const ParameterCatalog& catalog, const std::string& prefix) {
@@ -94,6 +113,7 @@ std::unique_ptr<Block> Transformer::MakeFeedForward(const TransformerInputs& in,
   MoeConfig config;
   config.layer = layer;
   config.moe_index = moe_index;
+  config.use = PlaceInPool(catalog, layer);
   config.expert_width = moe.expert_width();
   config.logits = LogitsOf(in, prefix + "moe.", moe_index);
   config.router_bias = catalog.Find(prefix + "moe.router_bias");
@@ -102,8 +122,7 @@ std::unique_ptr<Block> Transformer::MakeFeedForward(const TransformerInputs& in,
   return std::make_unique<MoeBlock>(
       prefix + "moe", norm,
       MoeLayer(config,
-               Router(in.recipe.router, moe.experts(), moe.active(), in.spec->train().seed()),
-               ExpertPool(catalog, layer), in.parallel));
+               Router(RouterOf(in, layer)), ExpertPool(catalog, layer), in.parallel));
 }
 
 TransformerPass::TransformerPass(const Transformer& model, const MicroBatch& micro_batch,

@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "trainer/recipe/deepseek_moe.h"
+#include "trainer/recipe/rexmoe.h"
 #include "trainer/recipe/rmoe.h"
 #include "trainer/recipe/top_k.h"
 
@@ -19,6 +20,7 @@ constexpr Preset kPresets[] = {
     {"deepseek_moe", DeepSeekMoeRecipe},
     {"deepseek_v2", DeepSeekV2Recipe},
     {"deepseek_v3", DeepSeekV3Recipe},
+    {"rexmoe", ReXMoeRecipe},
     {"rmoe", RMoeRecipe},
 };
 

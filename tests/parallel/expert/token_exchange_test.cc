@@ -11,6 +11,8 @@
 namespace moesaic {
 namespace {
 
+constexpr int kOneLayer[] = {0};
+
 constexpr int64_t kWidth = 3;
 
 // What row `row` of rank `source` holds in the column that is tested: exact in bfloat16.
@@ -71,7 +73,7 @@ void RoundTrip(Communicator& group, const Layout& layout) {
   const DispatchPlan plan = PlanDispatch({.mesh = &mesh,
                                           .placement = &placement,
                                           .rank = group.rank(),
-                                          .layer = 0,
+                                          .layers = kOneLayer,
                                           .counts = counts,
                                           .micro_batches = micro_batches});
   const at::Tensor sorted = SortedRows(group.rank(), mine, layout.type);

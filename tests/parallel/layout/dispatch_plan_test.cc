@@ -8,6 +8,8 @@
 namespace moesaic {
 namespace {
 
+constexpr int kOneLayer[] = {0};
+
 // The plans of one expert group for random counts, and the invariants they must keep together.
 struct Round {
   Mesh mesh;
@@ -32,7 +34,7 @@ Round MakeRound(const Mesh& mesh, const ExpertPlacement& placement, int group,
     round.plans.push_back(PlanDispatch({.mesh = &round.mesh,
                                         .placement = &round.placement,
                                         .rank = rank,
-                                        .layer = 0,
+                                        .layers = kOneLayer,
                                         .counts = round.counts,
                                         .micro_batches = round.micro_batches}));
   }

@@ -59,7 +59,7 @@ class DeepSeekGolden : public ::testing::TestWithParam<Case> {
     config.router_bias = catalog_.Find("layers.0.moe.router_bias");
     config.shared = SwiGluLayer(catalog_.Find("layers.0.moe.shared.gate_up"),
                                 catalog_.Find("layers.0.moe.shared.down"));
-    return MoeLayer(config, Router(spec_.recipe().router(), kExperts, 4, 1),
+    return MoeLayer(config, Router({.rule = spec_.recipe().router(), .experts = kExperts, .active = 4}),
                     ExpertPool(catalog_, 0), {&mesh_, &placement_, 0, nullptr});
   }
 

@@ -156,8 +156,8 @@ TEST(DeepSeekMoe, DSM4_TheFusedSharedExpertIsTheSumOfItsPartsWhateverTheRouterDo
 
 TEST(DeepSeekMoe, DSM5_WeightsOfAllExpertsSumToTheScaleOrToOne) {
   const at::Tensor logits = RandomLogits(50, 6);
-  const Router sigmoid(Rule("score: SIGMOID weight { scale: 2.5 }"), 6, 6, 1);
-  const Router softmax(Rule("weight { renormalize: false }"), 6, 6, 1);
+  const Router sigmoid({.rule = Rule("score: SIGMOID weight { scale: 2.5 }"), .experts = 6, .active = 6});
+  const Router softmax({.rule = Rule("weight { renormalize: false }"), .experts = 6, .active = 6});
   const at::Tensor scaled = sigmoid.Route({.logits = logits}).weight.sum(1);
   EXPECT_LT(RelativeError(scaled, at::full({50}, 2.5)), 1e-6);
   EXPECT_LT(RelativeError(softmax.Route({.logits = logits}).weight.sum(1), at::ones({50})), 1e-6);
@@ -229,13 +229,12 @@ TEST(DeepSeekMoe, DSM7_OneGroupIsConstantAndAGroupAnExpertIsTheExpertLoss) {
 
 TEST(DeepSeekMoe, DSM8_GroupLimitedRouting) {
   const at::Tensor logits = RandomLogits(200, 12);
-  const Router free(Rule("weight { renormalize: false }"), 12, 3, 1);
+  const Router free({.rule = Rule("weight { renormalize: false }"), .experts = 12, .active = 3});
   const at::Tensor unrestricted = free.Route({.logits = logits}).selected;
   for (const char* score : {"BEST", "TOP_SUM"}) {
     const auto limited = [&](int limit) {
-      return Router(Rule(absl::StrCat("select { groups: 4 group_limit: ", limit, " group_score: ",
-                                      score, " }")),
-                    12, 3, 1)
+      return Router({.rule = Rule(absl::StrCat("select { groups: 4 group_limit: ", limit, " group_score: ",
+                                      score, " }")), .experts = 12, .active = 3})
           .Route({.logits = logits})
           .selected;
     };
@@ -293,7 +292,7 @@ TEST(DeepSeekMoe, DSM9_TheBiasMovesAgainstTheLoadByTheSpeed) {
 }
 
 TEST(DeepSeekMoe, DSM9_TheBiasCountsInTheSelectionOnly) {
-  const Router router(Rule("score: SIGMOID"), 6, 2, 1);
+  const Router router({.rule = Rule("score: SIGMOID"), .experts = 6, .active = 2});
   const at::Tensor logits = RandomLogits(64, 6);
   const at::Tensor bias = at::tensor({0.3f, -0.1f, 0.0f, 0.2f, 0.0f, -0.4f});
   const Routing biased = router.Route({.logits = logits, .bias = bias});
@@ -319,7 +318,7 @@ TEST(DeepSeekMoe, DSM9_TheBiasIsNoLearntParameter) {
 TEST(DeepSeekMoe, DSM11_TheLoopBalancesSkewedScores) {
   constexpr int64_t kExperts = 16;
   const BiasSpec rule = Rule("balance { bias { speed: 0.005 } }").balance().bias();
-  const Router router(Rule("score: SIGMOID balance { coefficient: 0 }"), kExperts, 2, 1);
+  const Router router({.rule = Rule("score: SIGMOID balance { coefficient: 0 }"), .experts = kExperts, .active = 2});
   const at::Tensor logits =
       RandomLogits(2048, kExperts) + at::linspace(-2, 2, kExperts, at::kFloat);
   at::Tensor bias = at::zeros({kExperts});
@@ -349,7 +348,7 @@ TEST(DeepSeekMoe, DSM12_RenormalisedTopOneGivesTheRouterNoGradient) {
 }
 
 TEST(DeepSeekMoe, DSM13_ABiasDoesNotChangeTheSequenceLoss) {
-  const Router router(Rule("score: SIGMOID balance { coefficient: 0.5 scope: SEQUENCE }"), 6, 2, 1);
+  const Router router({.rule = Rule("score: SIGMOID balance { coefficient: 0.5 scope: SEQUENCE }"), .experts = 6, .active = 2});
   const at::Tensor logits = RandomLogits(24, 6);
   const Routing plain = router.Route({.logits = logits, .sequences = 2});
   const Routing biased = router.Route(
@@ -360,8 +359,8 @@ TEST(DeepSeekMoe, DSM13_ABiasDoesNotChangeTheSequenceLoss) {
 
 TEST(DeepSeekMoe, TheSequenceLossIsTheMeanOfEachSequenceByItself) {
   const at::Tensor logits = RandomLogits(24, 6);
-  const Router whole(Rule("balance { coefficient: 0.5 }"), 6, 2, 1);
-  const Router parts(Rule("balance { coefficient: 0.5 scope: SEQUENCE }"), 6, 2, 1);
+  const Router whole({.rule = Rule("balance { coefficient: 0.5 }"), .experts = 6, .active = 2});
+  const Router parts({.rule = Rule("balance { coefficient: 0.5 scope: SEQUENCE }"), .experts = 6, .active = 2});
   double mean = 0;
   for (int64_t s = 0; s < 3; ++s) {
     mean += whole.Route({.logits = logits.narrow(0, 8 * s, 8)}).aux_loss / 3;
@@ -392,7 +391,7 @@ TEST(Capacity, TheLowestScoresAreDroppedOfAGroup) {
 TEST(Capacity, SequencesAreExemptBySeedAndSample) {
   const RouterSpec rule = Rule(
       "select { capacity_factor: 0.01 drop: LOWEST never_dropped: 0.5 }");
-  const Router router(rule, 4, 1, 1);
+  const Router router({.rule = rule, .experts = 4, .active = 1});
   const auto kept = [&](int64_t first_sample, int64_t sequences) {
     const Routing routing = router.Route({.logits = at::zeros({sequences * 3, 4}),
                                           .sequences = sequences,

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "trainer/model/router/candidates.h"
 
 namespace moesaic {
 namespace {
@@ -24,7 +25,7 @@ class Reference {
       const std::string prefix = absl::StrCat("layers.", layer, ".");
       h = h + AttentionOf(Norm(h, W(prefix + "attention_norm")), prefix);
       const at::Tensor x = Norm(h, W(prefix + "feed_forward_norm"));
-      h = h + (catalog_.IsMoe(layer) ? Moe(x, prefix + "moe.") : FeedForward(x, prefix + "dense."));
+      h = h + (catalog_.IsMoe(layer) ? Moe(x, layer) : FeedForward(x, prefix + "dense."));
     }
     const at::Tensor head = model_.tie_head() ? W("embedding") : W("head");
     const at::Tensor logits = at::matmul(Norm(h, W("norm")), head.t());
@@ -91,19 +92,23 @@ class Reference {
         W(prefix + "attention.output").t());
   }
 
-  at::Tensor Moe(const at::Tensor& x, const std::string& prefix) {
+  at::Tensor Moe(const at::Tensor& x, int layer) {
+    const std::string prefix = absl::StrCat("layers.", layer, ".moe.");
     const RouterSpec& rule = spec_.recipe().router();
-    const int64_t experts = model_.moe().experts(), active = model_.moe().active();
+    const int64_t experts = catalog_.pool_experts(layer), active = model_.moe().active();
     const int64_t tokens = x.size(0);
     const at::Tensor z = at::matmul(Seen(x, prefix), W(prefix + "router").t());
     const bool softmax = rule.score() == SOFTMAX;
     const at::Tensor s = softmax ? at::softmax(z, 1) : at::sigmoid(z);
-    at::Tensor mask = TopMask(Suited(s, prefix), active);
+    candidates_ = CandidatesOf(layer);
+    at::Tensor mask = TopMask(Suited(s, prefix).masked_fill(candidates_ == 0, -INFINITY), active);
     at::Tensor weight = s * mask;
     if (rule.weight().renormalize()) weight = weight / weight.sum(1, true);
     weight = weight * rule.weight().scale();
     const bool biased = catalog_.Find(prefix + "router_bias") != kNoParameter;
-    AddAux(z, s, mask, biased ? TopMask(s.detach(), active) : mask, prefix);
+    AddAux(z, s, mask, 
+           biased ? TopMask(s.detach().masked_fill(candidates_ == 0, -INFINITY), active) : mask,
+           prefix);
 
     if (rule.select().has_capacity_factor()) {
       const double capacity =
@@ -115,12 +120,35 @@ class Reference {
     }
     weight = weight * mask;
     at::Tensor y = at::zeros_like(x);
-    for (int64_t e = 0; e < experts; ++e) {
-      y = y + weight.select(1, e).unsqueeze(1) *
-                  FeedForward(x, absl::StrCat(prefix, "experts.", e, "."));
+    int64_t id = 0;
+    for (const int owner : catalog_.PoolLayers(layer)) {
+      for (int e = 0; e < catalog_.experts(owner); ++e, ++id) {
+        y = y + weight.select(1, id).unsqueeze(1) *
+                    FeedForward(x, absl::StrCat("layers.", owner, ".moe.experts.", e, "."));
+      }
     }
     if (model_.moe().shared_width() > 0) y = y + FeedForward(x, prefix + "shared.");
     return y;
+  }
+
+  // 1 for what can be chosen. (Which experts those are is the production code's; what follows from it
+  // is not.)
+  at::Tensor CandidatesOf(int layer) const {
+    const SelectSpec& select = spec_.recipe().router().select();
+    const int64_t pool = catalog_.pool_experts(layer);
+    const at::Tensor all = at::ones({pool}, at::kDouble);
+    if (!select.has_candidates()) return all;
+    const std::vector<int>& layers = catalog_.PoolLayers(layer);
+    const int64_t own = catalog_.experts(layer);
+    const auto place = std::find(layers.begin(), layers.end(), layer) - layers.begin();
+    const at::Tensor mask = CandidateMask({.rule = &select.candidates(),
+                                           .seed = spec_.train().seed(),
+                                           .step = options_.step,
+                                           .layer = layer,
+                                           .own_begin = own * place,
+                                           .own = own,
+                                           .experts = pool});
+    return mask.defined() ? mask.to(at::kDouble) : all;
   }
 
   // What the router's logits are linear in.
@@ -160,7 +188,8 @@ class Reference {
               const at::Tensor& balanced, const std::string& prefix) {
     const BalanceSpec& rule = spec_.recipe().router().balance();
     const int64_t parts = rule.scope() == SEQUENCE ? batch_.sequences : 1;
-    const at::Tensor p = s / s.sum(1, true);
+    const at::Tensor available = s * candidates_;
+    const at::Tensor p = available / available.sum(1, true);
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t tokens = s.size(0) / parts;
       aux_ = aux_ + AuxOfPart(p.narrow(0, part * tokens, tokens),
@@ -180,7 +209,7 @@ class Reference {
                        const std::string& prefix) const {
     const RouterSpec& router = spec_.recipe().router();
     const BalanceSpec& rule = router.balance();
-    const double experts = static_cast<double>(p.size(1)), tokens = static_cast<double>(p.size(0));
+    const double experts = candidates_.sum().item<double>(), tokens = static_cast<double>(p.size(0));
     at::Tensor counts = mask.sum(0);
     const ParameterId load = catalog_.Find(prefix + "router_load");
     if (load != kNoParameter) counts = weights_[load].detach();
@@ -199,7 +228,8 @@ class Reference {
                (sent * static_cast<double>(groups) / (limit * tokens) * group_p).sum();
   }
 
-  at::Tensor state_;  // of the recurrent router
+  at::Tensor state_;       // of the recurrent router
+  at::Tensor candidates_;  // of the layer
   const JobSpec& spec_;
   const ModelSpec& model_;
   const ParameterCatalog& catalog_;

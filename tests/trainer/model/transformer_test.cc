@@ -22,6 +22,7 @@ struct Case {
   const char* name;
   const char* job;
   bool documents = false;
+  uint64_t step = 0;
 };
 
 class TransformerCase : public ::testing::TestWithParam<Case> {};
@@ -40,6 +41,7 @@ TEST_P(TransformerCase, LossAndEveryGradientEqualAutograd) {
   for (const bool reproducible : {false, true}) {
     PassOptions options = Options();
     options.reproducible = reproducible;
+    options.step = GetParam().step;
     const ReferenceResult expected = RunReference(spec, catalog, weights, batch, options);
 
     FixedWeights source(catalog, weights);
@@ -108,6 +110,23 @@ INSTANTIATE_TEST_SUITE_P(
              "model { layers: 3 moe { experts: 6 pattern { every: 1 first: 0 } } } "
              "recipe { preset: 'deepseek_v3' router { state { width: 6 } "
              "select { groups: 3 group_limit: 2 } } }"},
+        Case{"ReXMoeLocal",
+             "model { layers: 5 moe { pattern { every: 1 first: 0 } } } train { steps: 1000 } "
+             "recipe { preset: 'rexmoe' experts { reuse: 2 } }"},
+        Case{"ReXMoeAllExperts",
+             "model { layers: 5 moe { pattern { every: 1 first: 0 } } } "
+             "recipe { preset: 'rexmoe' experts { reuse: 3 } }", false, 10},
+        Case{"ReXMoeSomeExperts",
+             "model { layers: 4 moe { pattern { every: 1 first: 0 } } } train { steps: 1000 } "
+             "recipe { preset: 'rexmoe' experts { reuse: 2 } router { balance { coefficient: 0.4 } "
+             "select { candidates { mode: RANDOM_ALL } } } }", false, 400},
+        Case{"ReXMoeWithABias",
+             "model { layers: 4 moe { pattern { every: 1 first: 0 } } } train { steps: 1000 } "
+             "recipe { preset: 'deepseek_v3' experts { reuse: 2 } "
+             "router { select { candidates { mode: LOCAL_FIRST } } } }", false, 400},
+        Case{"ReXMoeWithARecurrentRouter",
+             "model { layers: 4 moe { pattern { every: 1 first: 0 } } } "
+             "recipe { preset: 'rexmoe' experts { reuse: 2 } router { state { width: 6 } } }", false, 9},
         Case{"GlobalBalance",
              "recipe { router { balance { coefficient: 0.4 scope: GLOBAL } } }"}),
     [](const auto& c) { return c.param.name; });

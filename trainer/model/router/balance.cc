@@ -19,11 +19,22 @@ double LogSumExp(std::span<const float> z) {
   return largest + std::log(sum);
 }
 
+bool IsCandidate(const BalanceInputs& in, size_t expert) {
+  return !in.candidates.defined() || in.candidates.const_data_ptr<bool>()[expert];
+}
+
+// Whether the scores of a token's candidates are its probabilities as they stand.
+bool AreProbabilities(const BalanceInputs& in) {
+  return in.score->sums_to_one && !in.candidates.defined();
+}
+
 // What divides a token's scores to make its probabilities.
 double Total(const BalanceInputs& in, std::span<const float> scores) {
-  if (in.score->sums_to_one) return 1;
+  if (AreProbabilities(in)) return 1;
   double total = 0;
-  for (float s : scores) total += s;
+  for (size_t i = 0; i < scores.size(); ++i) {
+    if (IsCandidate(in, i)) total += scores[i];
+  }
   return total;
 }
 
@@ -58,13 +69,15 @@ class Prices {
     for (double& price : prices_) price *= alpha;
     AddGroups();
     if (in.rule->communication() != 0) AddCommunication(SentByGroup(in, selected));
-    for (double& price : prices_) price /= tokens_;
+    for (size_t i = 0; i < prices_.size(); ++i) {
+      prices_[i] = IsCandidate(in, i) ? prices_[i] / tokens_ : 0;
+    }
   }
 
   const std::vector<double>& values() const { return prices_; }
 
  private:
-  // f_i, whose mean is 1.
+  // f_i, whose mean over the candidates is 1.
   std::vector<double> Frequencies(const at::Tensor& selected) const {
     std::vector<double> counts;
     if (in_.rule->scope() == GLOBAL && in_.load.defined()) {
@@ -78,7 +91,10 @@ class Prices {
       counts.assign(own.begin(), own.end());
       total = tokens_ * static_cast<double>(selected.size(1));
     }
-    for (double& count : counts) count *= static_cast<double>(counts.size()) / total;
+    const double candidates = in_.candidates.defined()
+                                  ? static_cast<double>(in_.candidates.sum().item<int64_t>())
+                                  : static_cast<double>(counts.size());
+    for (double& count : counts) count *= candidates / total;
     return counts;
   }
 
@@ -168,11 +184,11 @@ void BalanceLossBackward(const BalanceInputs& in, double factor, at::Tensor& dsc
                    const double total = Total(in, s);
                    // Of the normalised scores; a sum fixed at 1 has no gradient of its own.
                    double inner = 0;
-                   if (!in.score->sums_to_one) {
+                   if (!AreProbabilities(in)) {
                      for (size_t i = 0; i < s.size(); ++i) inner += prices[i] * s[i] / total;
                    }
                    for (size_t i = 0; i < s.size(); ++i) {
-                     ds[i] += static_cast<float>(factor * (prices[i] - inner) / total);
+                     if (IsCandidate(in, i)) ds[i] += static_cast<float>(factor * (prices[i] - inner) / total);
                    }
                  });
     }

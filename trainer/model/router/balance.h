@@ -33,6 +33,9 @@ struct BalanceInputs {
   int64_t sequences = 1;      // divides T
   int64_t groups = 1;         // D; divides E
   int64_t group_limit = 1;    // M
+  // bool [E]: the losses are over these experts alone, E stands for their number and p for the scores
+  // divided by the sum of theirs; undefined: all.
+  at::Tensor candidates = {};
   // fp32 [E], for BalanceScope GLOBAL: chosen pairs of each expert over the global batch of the step
   // before; undefined or all zero: not known, the micro-batch's own.
   at::Tensor load = {};

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "trainer/catalog/random_stream.h"
+#include "trainer/model/router/candidates.h"
 #include "trainer/model/router/capacity.h"
 #include "trainer/model/router/weight.h"
 
@@ -18,61 +19,73 @@ GroupRule GroupsOf(const SelectSpec& select) {
 
 }  // namespace
 
-Router::Router(const RouterSpec& rule, int64_t experts, int64_t active, uint64_t seed)
-    : rule_(rule),
-      score_(FindScore(rule.score())),
-      experts_(experts),
-      active_(active),
-      seed_(seed),
-      groups_(GroupsOf(rule.select())) {
-  TORCH_CHECK(active >= 1 && active <= experts, "router: ", active, " active of ", experts,
-              " experts");
-  TORCH_CHECK(experts % groups_.groups == 0, "router: ", groups_.groups, " groups of ", experts,
-              " experts");
+Router::Router(const RouterConfig& config)
+    : config_(config),
+      score_(FindScore(config.rule.score())),
+      groups_(GroupsOf(config.rule.select())) {
+  TORCH_CHECK(config_.active >= 1 && config_.active <= config_.experts, "router: ", config_.active,
+              " active of ", config_.experts, " experts");
+  TORCH_CHECK(config_.experts % groups_.groups == 0, "router: ", groups_.groups, " groups of ",
+              config_.experts, " experts");
+  if (config_.own == 0) config_.own = config_.experts;
 }
 
 Routing Router::Route(const RouteInputs& inputs) const {
   const at::Tensor& logits = inputs.logits;
-  TORCH_CHECK(logits.dim() == 2 && logits.size(1) == experts_ && logits.is_contiguous() &&
+  TORCH_CHECK(logits.dim() == 2 && logits.size(1) == experts() && logits.is_contiguous() &&
                   logits.scalar_type() == at::kFloat,
-              "router: fp32 logits of ", experts_, " experts are needed, got ", logits.sizes());
+              "router: fp32 logits of ", experts(), " experts are needed, got ", logits.sizes());
   Routing routing;
   routing.scores = at::empty_like(logits);
   score_.forward(logits, routing.scores);
-  routing.selected = Select(routing.scores, inputs.bias);
+  routing.candidates = Candidates(inputs);
+  routing.selected = Select(routing.scores, inputs.bias, routing.candidates);
   // What a bias does must not count as what the scores want (DeepSeek-V3, eq. 18).
-  routing.balanced = inputs.bias.defined() && rule_.balance().coefficient() != 0
-                         ? SelectTopK(routing.scores, active_)
-                         : routing.selected;
-  routing.counts = CountByExpert(routing.selected, experts_);
-  routing.weight = SelectedWeights(rule_.weight(), routing.scores, routing.selected);
+  routing.balanced =
+      inputs.bias.defined() && config_.rule.balance().coefficient() != 0
+          ? SelectTopK(WithoutOthers(routing.scores, routing.candidates), active())
+          : routing.selected;
+  routing.counts = CountByExpert(routing.selected, experts());
+  routing.weight = SelectedWeights(config_.rule.weight(), routing.scores, routing.selected);
   routing.aux_loss = BalanceLoss(BalanceOf(inputs, routing));
   routing.expert = routing.selected;
-  if (rule_.select().has_capacity_factor() && !inputs.dropless) {
+  if (config_.rule.select().has_capacity_factor() && inputs.training) {
     routing.expert = routing.selected.clone();
     routing.dropped = Drop(inputs, routing);
   }
   return routing;
 }
 
-at::Tensor Router::Select(const at::Tensor& scores, const at::Tensor& bias) const {
-  at::Tensor suited = BiasedScores(scores, bias);
+at::Tensor Router::Candidates(const RouteInputs& inputs) const {
+  if (!config_.rule.select().has_candidates() || !inputs.training) return {};
+  return CandidateMask({.rule = &config_.rule.select().candidates(),
+                        .seed = config_.seed,
+                        .step = inputs.step,
+                        .layer = config_.layer,
+                        .own_begin = config_.own_begin,
+                        .own = config_.own,
+                        .experts = experts()});
+}
+
+at::Tensor Router::Select(const at::Tensor& scores, const at::Tensor& bias,
+                          const at::Tensor& candidates) const {
+  at::Tensor suited = WithoutOthers(BiasedScores(scores, bias), candidates);
   if (groups_.limit < groups_.groups) {
-    if (!bias.defined()) suited = scores.clone();
-    MaskGroups(groups_, active_, suited);
+    if (suited.is_same(scores)) suited = scores.clone();
+    MaskGroups(groups_, active(), suited);
   }
-  return SelectTopK(suited, active_);
+  return SelectTopK(suited, active());
 }
 
 int64_t Router::Drop(const RouteInputs& inputs, Routing& routing) const {
-  const SelectSpec& select = rule_.select();
+  const SelectSpec& select = config_.rule.select();
   const int64_t tokens = inputs.logits.size(0);
   CapacityLimit limit;
-  limit.bins = select.capacity_of() == GROUP ? groups_.groups : experts_;
-  limit.capacity = BinCapacity(select.capacity_factor(), tokens, active_, limit.bins);
+  limit.bins = select.capacity_of() == GROUP ? groups_.groups : experts();
+  limit.capacity = BinCapacity(select.capacity_factor(), tokens, active(), limit.bins);
   limit.order = select.drop();
   if (select.never_dropped() > 0 && inputs.sequences > 0) {
-    const RandomStream stream(seed_, "never_dropped", "");
+    const RandomStream stream(config_.seed, "never_dropped", "");
     const int64_t length = tokens / inputs.sequences;
     for (int64_t s = 0; s < inputs.sequences; ++s) {
       const bool exempt = stream.Uniform(static_cast<uint64_t>(inputs.first_sample + s)) <
@@ -84,7 +97,7 @@ int64_t Router::Drop(const RouteInputs& inputs, Routing& routing) const {
 }
 
 BalanceInputs Router::BalanceOf(const RouteInputs& inputs, const Routing& routing) const {
-  const BalanceSpec& rule = rule_.balance();
+  const BalanceSpec& rule = config_.rule.balance();
   BalanceInputs balance = {.rule = &rule,
                            .score = &score_,
                            .logits = inputs.logits,
@@ -93,6 +106,7 @@ BalanceInputs Router::BalanceOf(const RouteInputs& inputs, const Routing& routin
                            .sequences = inputs.sequences,
                            .groups = groups_.groups,
                            .group_limit = groups_.limit,
+                           .candidates = routing.candidates,
                            .load = inputs.load};
   if (rule.has_groups() && rule.groups() != groups_.groups) {
     balance.groups = balance.group_limit = rule.groups();
@@ -103,7 +117,7 @@ BalanceInputs Router::BalanceOf(const RouteInputs& inputs, const Routing& routin
 at::Tensor Router::Backward(const RouteInputs& inputs, const Routing& routing,
                             const at::Tensor& dweight, double aux_scale) const {
   at::Tensor dscores = at::zeros_like(routing.scores);
-  SelectedWeightsBackward(rule_.weight(), routing.scores, routing.selected, dweight, dscores);
+  SelectedWeightsBackward(config_.rule.weight(), routing.scores, routing.selected, dweight, dscores);
   at::Tensor z_gradient = at::zeros_like(routing.scores);
   BalanceLossBackward(BalanceOf(inputs, routing), aux_scale, dscores, z_gradient);
   at::Tensor dlogits = at::empty_like(routing.scores);

@@ -22,19 +22,30 @@ struct RouteInputs {
   // Of the first sequence, in the order of the training data: what is drawn for a sequence depends
   // on it and the seed alone.
   int64_t first_sample = 0;
-  bool dropless = false;  // the capacity limit does not apply
+  uint64_t step = 0;      // 0-based: schedules depend on it alone
+  bool training = true;   // else nothing is dropped, drawn or kept from being chosen
   at::Tensor bias = {};   // fp32 [experts], for the selection only; undefined: none
   at::Tensor load = {};   // BalanceInputs::load
+};
+
+struct RouterConfig {
+  RouterSpec rule;        // resolved and valid
+  int64_t experts = 0;    // of the layer's pool
+  int64_t active = 0;     // at most `experts`
+  uint64_t seed = 0;      // of the job
+  int layer = 0;          // of the model
+  // The layer's own experts in the pool.
+  int64_t own_begin = 0;
+  int64_t own = 0;        // 0: all
 };
 
 // Immutable; thread-safe.
 class Router {
  public:
-  // `rule` is resolved and valid; active <= experts. `seed` is the job's.
-  Router(const RouterSpec& rule, int64_t experts, int64_t active, uint64_t seed);
+  explicit Router(const RouterConfig& config);
 
-  int64_t experts() const { return experts_; }
-  int64_t active() const { return active_; }
+  int64_t experts() const { return config_.experts; }
+  int64_t active() const { return config_.active; }
 
   Routing Route(const RouteInputs& inputs) const;
 
@@ -45,16 +56,16 @@ class Router {
                       double aux_scale) const;
 
  private:
-  at::Tensor Select(const at::Tensor& scores, const at::Tensor& bias) const;
+  // bool [experts]; undefined: all.
+  at::Tensor Candidates(const RouteInputs& inputs) const;
+  at::Tensor Select(const at::Tensor& scores, const at::Tensor& bias,
+                    const at::Tensor& candidates) const;
   // Returns how many pairs of `routing.expert` it dropped.
   int64_t Drop(const RouteInputs& inputs, Routing& routing) const;
   BalanceInputs BalanceOf(const RouteInputs& inputs, const Routing& routing) const;
 
-  RouterSpec rule_;
+  RouterConfig config_;
   const ScoreKind& score_;
-  int64_t experts_;
-  int64_t active_;
-  uint64_t seed_;
   GroupRule groups_;
 };
 

@@ -17,6 +17,7 @@ struct Routing {
   at::Tensor weight;  // fp32 [n, K]
 
   at::Tensor scores;    // fp32 [n, E]
+  at::Tensor candidates;  // bool [E]: experts that could be chosen; undefined: all
   at::Tensor selected;  // int64 [n, K]: `expert` before any drop
   at::Tensor balanced;  // int64 [n, K]: what the balance losses count; mostly `selected` itself
 

@@ -51,6 +51,11 @@ at::Tensor BiasedScores(const at::Tensor& scores, const at::Tensor& bias) {
   return bias.defined() ? at::add(scores, bias) : scores;
 }
 
+at::Tensor WithoutOthers(const at::Tensor& scores, const at::Tensor& candidates) {
+  if (!candidates.defined()) return scores;
+  return scores.masked_fill(candidates.logical_not(), -std::numeric_limits<double>::infinity());
+}
+
 void MaskGroups(const GroupRule& rule, int64_t active, at::Tensor& scores) {
   if (rule.limit >= rule.groups) return;
   const auto width = static_cast<size_t>(scores.size(1) / rule.groups);

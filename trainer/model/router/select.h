@@ -18,6 +18,10 @@ at::Tensor SelectTopK(const at::Tensor& scores, int64_t active);
 // scores + bias, fp32 [n, E]. An undefined bias is none (and `scores` itself is returned).
 at::Tensor BiasedScores(const at::Tensor& scores, const at::Tensor& bias);
 
+// scores with minus infinity where `candidates` (bool [E]) is false. Undefined candidates are all
+// experts (and `scores` itself is returned).
+at::Tensor WithoutOthers(const at::Tensor& scores, const at::Tensor& candidates);
+
 // The experts [g * E / groups, (g + 1) * E / groups) are group g.
 struct GroupRule {
   int64_t groups = 1;
