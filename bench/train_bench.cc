@@ -24,6 +24,7 @@
 #include "launcher/config/job_file.h"
 #include "parallel/comm/mpi.h"
 #include "proto/job_spec.h"
+#include "trainer/catalog/expert_state.h"
 #include "trainer/catalog/random_stream.h"
 #include "trainer/data/indexed_tokens.h"
 #include "trainer/loop/trainer.h"
@@ -213,11 +214,10 @@ void RunBench(const BenchOptions& options) {
   spec.mutable_data()->clear_validation();
 
   const Mesh mesh = Mesh::Flat(world->size(), world->size());
-  const std::vector<int> experts(spec.model().layers(), spec.model().moe().experts());
   Profile profile;
   auto trainer = Trainer::Create({.spec = spec,
                                   .mesh = mesh,
-                                  .placement = ExpertPlacement::Even(mesh, experts),
+                                  .placement = ExpertPlacement::Even(mesh, ExpertsOfLayers(spec.model())),
                                   .rank = world->rank(),
                                   .world = world.get(),
                                   .profile = &profile});

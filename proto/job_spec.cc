@@ -296,7 +296,8 @@ class CrossFieldRules {
       Report("model.moe.active", "must be at most experts (", moe.experts(), "), not ",
              moe.active());
     }
-    if (moe.active() == 1 && moe.experts() > 1 && Sound({"recipe.router.weight.renormalize"}) &&
+    const bool chooses = moe.experts() > 1 || spec_.recipe().experts().reuse() > 1;
+    if (moe.active() == 1 && chooses && Sound({"recipe.router.weight.renormalize"}) &&
         spec_.recipe().router().weight().renormalize()) {
       Report("model.moe.active",
              "1 with recipe.router.weight.renormalize true makes every weight 1, so the router "

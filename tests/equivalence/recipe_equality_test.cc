@@ -28,7 +28,8 @@ void Groups(RecipeSpec& recipe) {
 }
 
 const Case kCases[] = {
-    {"DeepSeekMoe", "deepseek_moe", [](RecipeSpec& recipe) { recipe.mutable_experts()->set_segments(2); }},
+    {"DeepSeekMoe", "deepseek_moe",
+     [](RecipeSpec& recipe) { recipe.mutable_experts()->set_segments(2); }},
     {"DeepSeekV2", "deepseek_v2",
      [](RecipeSpec& recipe) {
        Groups(recipe);
@@ -95,8 +96,7 @@ TEST_P(RecipeEquality, DSM10_AnyLayoutIsBitEqualToOneProcess) {
 TEST_P(RecipeEquality, AResumeInAnotherLayoutChangesNoBit) {
   const RunResult whole = TrainInProcess(spec_, {}, kSteps);
   const RunResult first = TrainInProcess(spec_, {.ranks = 2, .expert = 2}, 2);
-  const RunResult second =
-      TrainInProcess(spec_, {.ranks = 4, .expert = 4}, kSteps - 2, &first);
+  const RunResult second = TrainInProcess(spec_, {.ranks = 4, .expert = 4}, kSteps - 2, &first);
   EXPECT_EQ(second.losses.back(), whole.losses.back());
   for (const auto& [name, value] : whole.weights) {
     EXPECT_TRUE(at::equal(second.weights.at(name), value)) << name;

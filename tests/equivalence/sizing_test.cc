@@ -1,4 +1,6 @@
 // What `moesaic plan` predicts is what a run holds and sends.
+#include "trainer/catalog/sizing.h"
+
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -12,17 +14,18 @@
 #include "parallel/comm/in_process.h"
 #include "parallel/layout/balanced_placement.h"
 #include "parallel/layout/micro_batch_plan.h"
+#include "proto/job_spec.h"
 #include "tests/equivalence/counted_memory.h"
 #include "tests/equivalence/counting_communicator.h"
 #include "tests/equivalence/training_run.h"
 #include "trainer/catalog/expert_state.h"
-#include "trainer/catalog/sizing.h"
 #include "trainer/catalog/write_plan.h"
 #include "trainer/checkpoint/format/commit.h"
 #include "trainer/checkpoint/format/shard_files.h"
 #include "trainer/checkpoint/format/snapshot_arena.h"
 #include "trainer/loop/stored_state.h"
 #include "trainer/loop/trainer.h"
+#include "trainer/recipe/recipe.h"
 
 namespace moesaic {
 namespace {
@@ -46,6 +49,8 @@ struct Case {
   bool reproducible = false;
   bool sgd = false;
   bool tied = false;
+  const char* preset = "";
+  void (*more)(RecipeSpec& recipe) = nullptr;
 };
 
 // What a run held and sent.
@@ -96,6 +101,7 @@ class SizingTest : public ::testing::TestWithParam<Case> {
     spec_.mutable_train()->set_reproducible(GetParam().reproducible);
     spec_.mutable_train()->set_precision(GetParam().bf16 ? BF16 : FP32);
     if (GetParam().sgd) spec_.mutable_train()->mutable_optimizer()->mutable_sgd()->set_lr(0.01);
+    if (GetParam().more != nullptr) SetRecipe();
     layout_ = {.ranks = GetParam().ranks,
                .expert = GetParam().expert,
                .ranks_per_node = GetParam().per_node};
@@ -104,6 +110,15 @@ class SizingTest : public ::testing::TestWithParam<Case> {
     placement_ = Place(SomeLoad(), GetParam().copies);
   }
   void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  void SetRecipe() {
+    spec_.clear_recipe();
+    spec_.mutable_recipe()->set_preset(GetParam().preset);
+    GetParam().more(*spec_.mutable_recipe());
+    ASSERT_TRUE(ApplyPreset(&spec_).empty());
+    ApplyDefaults(&spec_);
+    ASSERT_TRUE(ValidateJob(spec_).empty());
+  }
 
   ExpertLoad SomeLoad() const {
     ExpertLoad load(experts_.size());
@@ -278,9 +293,9 @@ TEST_P(SizingTest, BytesOnTheWireAreAsPredicted) {
   const StepTraffic traffic = Predict(run.first).traffic;
   const auto sums = run.Sent("data", "all_reduce f64") + run.Sent("data", "all_gather");
   EXPECT_NEAR(traffic.sums, static_cast<double>(sums), kRounding);
-  const auto moved = static_cast<double>(run.Sent("data", "all_to_all") +
-                                         run.Sent("data", "all_reduce f32") +
-                                         run.Sent("data", "all_gather_v"));
+  const auto moved =
+      static_cast<double>(run.Sent("data", "all_to_all") + run.Sent("data", "all_reduce f32") +
+                          run.Sent("data", "all_gather_v"));
   if (GetParam().reproducible) {
     EXPECT_GE(traffic.gradients + traffic.weights, moved - kRounding);
     EXPECT_LE(traffic.gradients + traffic.weights, 1.05 * moved);
@@ -348,22 +363,66 @@ TEST_P(SizingTest, SnapshotsAndCheckpointsAreAsPredicted) {
   EXPECT_EQ(size.checkpoint, tensors);
 }
 
+void ReuseOfTwo(RecipeSpec& recipe) {
+  recipe.mutable_experts()->set_reuse(2);
+  recipe.mutable_router()->mutable_select()->mutable_candidates()->set_end_step(0);
+  recipe.mutable_router()->mutable_select()->mutable_candidates()->set_start_step(0);
+}
+void StateOfTwenty(RecipeSpec& recipe) { recipe.mutable_router()->mutable_state()->set_width(20); }
+void AsItIs(RecipeSpec&) {}
+
+INSTANTIATE_TEST_SUITE_P(
+    Recipes, SizingTest,
+    ::testing::Values(
+        Case{
+            .name = "DeepSeekV3", .ranks = 4, .expert = 2, .preset = "deepseek_v3", .more = AsItIs},
+        Case{.name = "DeepSeekV3Reproducible",
+             .ranks = 2,
+             .expert = 2,
+             .reproducible = true,
+             .preset = "deepseek_v3",
+             .more = AsItIs},
+        Case{.name = "RMoe", .ranks = 2, .expert = 2, .preset = "rmoe", .more = StateOfTwenty},
+        Case{.name = "RMoeReproducible",
+             .ranks = 3,
+             .expert = 3,
+             .reproducible = true,
+             .preset = "rmoe",
+             .more = StateOfTwenty},
+        Case{.name = "ReXMoe", .ranks = 4, .expert = 2, .preset = "rexmoe", .more = ReuseOfTwo},
+        Case{.name = "ReXMoeReproducible",
+             .ranks = 3,
+             .expert = 3,
+             .reproducible = true,
+             .preset = "rexmoe",
+             .more = ReuseOfTwo}),
+    [](const auto& param) { return param.param.name; });
+
 INSTANTIATE_TEST_SUITE_P(
     Layouts, SizingTest,
-    ::testing::Values(Case{.name = "OneRank"},
-                      Case{.name = "Data2", .ranks = 2},
-                      Case{.name = "Expert2", .ranks = 2, .expert = 2},
-                      Case{.name = "Expert3Uneven", .ranks = 3, .expert = 3},
-                      Case{.name = "Data4Expert2Bf16", .ranks = 4, .expert = 2, .per_node = 2,
-                           .bf16 = true},
-                      Case{.name = "Copies", .ranks = 4, .expert = 4, .per_node = 2, .copies = 2},
-                      Case{.name = "CopiesBf16Tied", .ranks = 4, .expert = 2, .per_node = 1,
-                           .copies = 1, .bf16 = true, .tied = true},
-                      Case{.name = "Sgd", .ranks = 3, .expert = 3, .copies = 1, .sgd = true},
-                      Case{.name = "OneRankReproducible", .reproducible = true},
-                      Case{.name = "Reproducible", .ranks = 4, .expert = 2, .reproducible = true},
-                      Case{.name = "ReproducibleCopiesBf16Tied", .ranks = 3, .expert = 3,
-                           .copies = 1, .bf16 = true, .reproducible = true, .tied = true}),
+    ::testing::Values(
+        Case{.name = "OneRank"}, Case{.name = "Data2", .ranks = 2},
+        Case{.name = "Expert2", .ranks = 2, .expert = 2},
+        Case{.name = "Expert3Uneven", .ranks = 3, .expert = 3},
+        Case{.name = "Data4Expert2Bf16", .ranks = 4, .expert = 2, .per_node = 2, .bf16 = true},
+        Case{.name = "Copies", .ranks = 4, .expert = 4, .per_node = 2, .copies = 2},
+        Case{.name = "CopiesBf16Tied",
+             .ranks = 4,
+             .expert = 2,
+             .per_node = 1,
+             .copies = 1,
+             .bf16 = true,
+             .tied = true},
+        Case{.name = "Sgd", .ranks = 3, .expert = 3, .copies = 1, .sgd = true},
+        Case{.name = "OneRankReproducible", .reproducible = true},
+        Case{.name = "Reproducible", .ranks = 4, .expert = 2, .reproducible = true},
+        Case{.name = "ReproducibleCopiesBf16Tied",
+             .ranks = 3,
+             .expert = 3,
+             .copies = 1,
+             .bf16 = true,
+             .reproducible = true,
+             .tied = true}),
     [](const auto& param) { return param.param.name; });
 
 }  // namespace

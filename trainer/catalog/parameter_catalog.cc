@@ -255,6 +255,11 @@ ParameterId ParameterCatalog::Find(absl::string_view name) const {
   return found == by_name_.end() ? kNoParameter : found->second;
 }
 
+int ParameterCatalog::PlaceInPool(int layer) const {
+  const std::vector<int>& layers = pools_[layer];
+  return static_cast<int>(std::find(layers.begin(), layers.end(), layer) - layers.begin());
+}
+
 int64_t ParameterCatalog::total_elements() const {
   int64_t total = 0;
   for (const ParameterSpec& parameter : parameters_) total += parameter.elements();

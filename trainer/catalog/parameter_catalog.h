@@ -98,6 +98,8 @@ class ParameterCatalog {
   // The layers whose experts `layer` chooses from, ascending: itself, and with recipe.experts.reuse
   // the other layers of its group (ReXMoE). Empty for a dense one.
   const std::vector<int>& PoolLayers(int layer) const { return pools_[layer]; }
+  // Which of them `layer` is.
+  int PlaceInPool(int layer) const;
   int pool_experts(int layer) const { return experts_ * static_cast<int>(pools_[layer].size()); }
 
   int64_t total_elements() const;

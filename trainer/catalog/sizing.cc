@@ -166,7 +166,7 @@ class Sizer {
 
   // Memory that is taken for leaves and for received sums and used again: sums of one size share it.
   struct SharedSums {
-    std::map<int, int64_t> open;      // leaves, by layer (dense ones come one at a time)
+    std::map<int, int64_t> open;      // leaves, by pool (dense ones, -1, come one at a time)
     std::map<int, int64_t> received;  // nodes, by batch
 
     int64_t most() const {
@@ -212,7 +212,8 @@ class Sizer {
       RankMemory& memory = size_.ranks[rank];
       memory.gradients += bytes * nodes.most;
       SharedSums& sums = shared[rank][parameter.elements()];
-      int64_t& open = sums.open[parameter.layer];
+      // A layer's leaves of all experts of its pool are open at once.
+      int64_t& open = sums.open[dense ? -1 : in_.catalog->PoolLayers(parameter.layer).front()];
       open = dense ? std::max(open, nodes.open) : open + nodes.open;
       if (rank != owner) {
         shared[owner][parameter.elements()].received[batch] += nodes.last;
@@ -243,6 +244,11 @@ class Sizer {
   }
   int64_t SwiGluBytes(int64_t rows, int64_t width) const {
     return rows * compute_bytes_ * 3 * width;
+  }
+  // Scores, what they came from, and of a recurrent router the cell's input, gates and state.
+  int64_t RouterBytes(int64_t tokens, int layer) const {
+    const int64_t p = spec_.recipe().router().state().width();
+    return tokens * kFloat * (2 * int64_t{in_.catalog->pool_experts(layer)} + 6 * p);
   }
   int64_t HeadBytes(int64_t tokens) const {
     const int64_t vocabulary = spec_.model().vocabulary(), hidden = spec_.model().hidden();
@@ -276,7 +282,7 @@ class Sizer {
         size_.ranks[r].activations +=
             received * compute_bytes_ * hidden + SwiGluBytes(received, moe.expert_width()) +
             SwiGluBytes(tokens, moe.shared_width()) +
-            tokens * moe.active() * compute_bytes_ * hidden + tokens * moe.experts() * 2 * kFloat;
+            tokens * moe.active() * compute_bytes_ * hidden + RouterBytes(tokens, layer);
         const int64_t row = (mesh_.expert_size() > 1 ? 2 : 1) * hidden + moe.expert_width();
         backward[r] = std::max(backward[r], received * compute_bytes_ * row);
       }
@@ -284,16 +290,23 @@ class Sizer {
     for (int r = 0; r < mesh_.size(); ++r) size_.ranks[r].activations += backward[r];
   }
 
-  // Of the (token, expert) pairs of a layer, what each rank takes; they add up to 1.
+  // Of the (token, expert) pairs of a layer, what each rank takes; they add up to 1. Layers that
+  // share a pool are taken to choose alike.
   std::vector<double> Shares(int layer) const {
-    std::vector<double> shares = ExpectedTokens(mesh_, placement_, layer, *in_.load);
-    const double sum = LayerTokens(layer);
+    std::vector<double> shares(mesh_.size(), 0);
+    for (const int owner : in_.catalog->PoolLayers(layer)) {
+      const auto tokens = ExpectedTokens(mesh_, placement_, owner, *in_.load);
+      for (size_t r = 0; r < shares.size(); ++r) shares[r] += tokens[r];
+    }
+    const double sum = PoolTokens(layer);
     for (double& share : shares) share = sum > 0 ? share / sum : 1.0 / mesh_.size();
     return shares;
   }
-  double LayerTokens(int layer) const {
+  double PoolTokens(int layer) const {
     double sum = 0;
-    for (int e = 0; e < placement_.experts(layer); ++e) sum += ExpertTokens(layer, e);
+    for (const int owner : in_.catalog->PoolLayers(layer)) {
+      for (int e = 0; e < placement_.experts(owner); ++e) sum += ExpertTokens(owner, e);
+    }
     return sum;
   }
   double ExpertTokens(int layer, int expert) const {
@@ -303,7 +316,7 @@ class Sizer {
   void AddTokens() {
     const MoeSpec& moe = spec_.model().moe();
     for (int layer = 0; layer < placement_.layers(); ++layer) {
-      const double sum = LayerTokens(layer);
+      const double sum = PoolTokens(layer);
       if (sum == 0 || mesh_.expert_size() == 1) continue;
       for (int source = 0; source < mesh_.size(); ++source) {
         const int data = mesh_.place(source).data;
@@ -312,21 +325,27 @@ class Sizer {
         // There and back, in forward and in backward.
         const double bytes =
             4 * pairs * static_cast<double>(spec_.model().hidden() * compute_bytes_);
-        for (int e = 0; e < placement_.experts(layer); ++e) {
-          Send(source, placement_.Destination(mesh_, source, layer, e),
-               bytes * ExpertTokens(layer, e) / sum, &size_.traffic.tokens);
+        for (const int owner : in_.catalog->PoolLayers(layer)) {
+          for (int e = 0; e < placement_.experts(owner); ++e) {
+            Send(source, placement_.Destination(mesh_, source, owner, e),
+                 bytes * ExpertTokens(owner, e) / sum, &size_.traffic.tokens);
+          }
         }
+        const int64_t counts = plan_.rounds() * in_.catalog->pool_experts(layer) * 8;
         for (const int other : mesh_.expert_ranks(mesh_.place(source).expert_group)) {
-          Send(source, other, static_cast<double>(plan_.rounds() * moe.experts() * 8),
-               &size_.traffic.counts);
+          Send(source, other, static_cast<double>(counts), &size_.traffic.counts);
         }
       }
     }
   }
 
   void AddSums() {
-    int64_t words = 2 * plan_.micro_batches + in_.catalog->size() + 3;
-    for (int layer = 0; layer < placement_.layers(); ++layer) words += placement_.experts(layer);
+    int64_t layers = 0, experts = 0;  // with experts; of the largest pool
+    for (int layer = 0; layer < in_.catalog->layers(); ++layer) {
+      layers += in_.catalog->IsMoe(layer);
+      experts = std::max<int64_t>(experts, in_.catalog->pool_experts(layer));
+    }
+    const int64_t words = 2 * plan_.micro_batches + in_.catalog->size() + layers * experts + 3;
     AllReduce(static_cast<double>(words * 8), &size_.traffic.sums);
     if (!spec_.train().reproducible()) return;
     for (int rank = 0; rank < mesh_.size(); ++rank) {  // how many partial sums it names

@@ -20,6 +20,7 @@
 #include "trainer/model/initialise.h"
 #include "trainer/model/kernels/optimizer_kernels.h"
 #include "trainer/model/router/bias.h"
+#include "trainer/model/router/candidates.h"
 #include "trainer/model/transformer.h"
 #include "trainer/optim/lr_schedule.h"
 #include "trainer/optim/optimizer.h"
@@ -161,6 +162,7 @@ class TrainerImpl : public Trainer {
   absl::Status RunRounds(const StepPlan& step, StepSums& sums);
   void ContributeNorms(StepSums& sums) const;
   void Update(double clip_factor);
+  at::Tensor Candidates(int layer) const;
   void MoveRouterStates(const StepSums& sums);
   void RecordLoads(const StepSums& sums);
   StepMetrics Metrics(const StepSums& sums, int64_t targets, bool skipped) const;
@@ -236,6 +238,20 @@ void TrainerImpl::Update(double clip_factor) {
   gradients_.ShareWeights(store_);
 }
 
+// Which experts of its pool a layer may choose in this step; undefined: all.
+at::Tensor TrainerImpl::Candidates(int layer) const {
+  const SelectSpec& select = inputs_.spec.recipe().router().select();
+  if (!select.has_candidates()) return {};
+  const int64_t own = catalog_.experts(layer);
+  return CandidateMask({.rule = &select.candidates(),
+                        .seed = inputs_.spec.train().seed(),
+                        .step = state_.step(),
+                        .layer = layer,
+                        .own_begin = own * catalog_.PlaceInPool(layer),
+                        .own = own,
+                        .experts = catalog_.pool_experts(layer)});
+}
+
 // Counts are equal on all ranks, and so are the states.
 void TrainerImpl::MoveRouterStates(const StepSums& sums) {
   const BalanceSpec& balance = inputs_.spec.recipe().router().balance();
@@ -249,7 +265,12 @@ void TrainerImpl::MoveRouterStates(const StepSums& sums) {
       return {master.mutable_data_ptr<float>(), static_cast<size_t>(master.numel())};
     };
     if (balance.has_bias()) {
-      MoveBias(balance.bias(), state_.step(), counts, state_of("router_bias"));
+      const at::Tensor mask = Candidates(layer);
+      const std::span<const bool> candidates =
+          mask.defined() ? std::span<const bool>(mask.const_data_ptr<bool>(),
+                                                 static_cast<size_t>(mask.numel()))
+                         : std::span<const bool>();
+      MoveBias(balance.bias(), state_.step(), counts, candidates, state_of("router_bias"));
     }
     const std::span<float> load = state_of("router_load");
     std::copy_n(counts.begin(), load.size(), load.begin());

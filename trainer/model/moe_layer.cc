@@ -86,7 +86,11 @@ void RecordRouting(const Routing& routing, int moe_index, PassScalars& scalars) 
 
 MoeLayer::MoeLayer(const MoeConfig& config, Router router, ExpertPool pool,
                    const ExpertParallel& parallel)
-    : config_(config), logits_(config.logits), router_(std::move(router)), pool_(std::move(pool)), parallel_(parallel) {
+    : config_(config),
+      logits_(config.logits),
+      router_(std::move(router)),
+      pool_(std::move(pool)),
+      parallel_(parallel) {
   TORCH_CHECK(pool_.size() == router_.experts(), "layer ", config.layer, ": a router of ",
               router_.experts(), " over a pool of ", pool_.size(), " experts");
   TORCH_CHECK(parallel_.exchange != nullptr || !Exchanges(), "layer ", config.layer,

@@ -2,8 +2,6 @@
 
 #include <ATen/ATen.h>
 
-#include <algorithm>
-
 #include "absl/strings/str_cat.h"
 #include "trainer/model/feed_forward.h"
 
@@ -49,12 +47,6 @@ RouterLogitsConfig LogitsOf(const TransformerInputs& in, const std::string& pref
   return config;
 }
 
-// Which of the layers that share a pool `layer` is.
-int PlaceInPool(const ParameterCatalog& catalog, int layer) {
-  const std::vector<int>& layers = catalog.PoolLayers(layer);
-  return static_cast<int>(std::find(layers.begin(), layers.end(), layer) - layers.begin());
-}
-
 RouterConfig RouterOf(const TransformerInputs& in, int layer) {
   const int64_t own = in.catalog->experts(layer);
   return {.rule = in.recipe.router,
@@ -62,7 +54,7 @@ RouterConfig RouterOf(const TransformerInputs& in, int layer) {
           .active = in.spec->model().moe().active(),
           .seed = in.spec->train().seed(),
           .layer = layer,
-          .own_begin = own * PlaceInPool(*in.catalog, layer),
+          .own_begin = own * in.catalog->PlaceInPool(layer),
           .own = own};
 }
 
@@ -113,7 +105,7 @@ std::unique_ptr<Block> Transformer::MakeFeedForward(const TransformerInputs& in,
   MoeConfig config;
   config.layer = layer;
   config.moe_index = moe_index;
-  config.use = PlaceInPool(catalog, layer);
+  config.use = catalog.PlaceInPool(layer);
   config.expert_width = moe.expert_width();
   config.logits = LogitsOf(in, prefix + "moe.", moe_index);
   config.router_bias = catalog.Find(prefix + "moe.router_bias");
@@ -121,8 +113,7 @@ std::unique_ptr<Block> Transformer::MakeFeedForward(const TransformerInputs& in,
   if (moe.shared_width() > 0) config.shared = SwiGluOf(catalog, prefix + "moe.shared.");
   return std::make_unique<MoeBlock>(
       prefix + "moe", norm,
-      MoeLayer(config,
-               Router(RouterOf(in, layer)), ExpertPool(catalog, layer), in.parallel));
+      MoeLayer(config, Router(RouterOf(in, layer)), ExpertPool(catalog, layer), in.parallel));
 }
 
 TransformerPass::TransformerPass(const Transformer& model, const MicroBatch& micro_batch,

@@ -455,6 +455,20 @@ TEST_F(ExportMixtralTest, DamageAndWhatMixtralLacksAreRefusedAndLeaveNothing) {
        "renormalize"},
       {[](JobSpec* s) { s->mutable_recipe()->mutable_router()->mutable_weight()->set_scale(2); },
        "scale"},
+      {[](JobSpec* s) { s->mutable_recipe()->mutable_experts()->set_reuse(2); }, "reuse"},
+      {[](JobSpec* s) {
+         s->mutable_recipe()->mutable_router()->mutable_state()->set_width(4);
+       },
+       "router.state"},
+      {[](JobSpec* s) {
+         s->mutable_recipe()->mutable_router()->mutable_balance()->mutable_bias()->set_speed(1);
+       },
+       "balance.bias"},
+      {[](JobSpec* s) {
+         s->mutable_recipe()->mutable_router()->mutable_select()->set_groups(2);
+         s->mutable_recipe()->mutable_router()->mutable_select()->set_group_limit(1);
+       },
+       "group_limit"},
   };
   for (const auto& wrong : cases) {
     JobSpec changed = spec;

@@ -1,5 +1,5 @@
-// The MoE blocks of DeepSeek-V2 and V3 against those of Hugging Face transformers: choices, weights,
-// output and every gradient.
+// The MoE blocks of DeepSeek-V2 and V3 against those of Hugging Face transformers: choices,
+// weights, output and every gradient.
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
@@ -24,7 +24,8 @@ class DeepSeekGolden : public ::testing::TestWithParam<Case> {
         spec_(SmallJob(absl::StrCat(
             "model { layers: 1 hidden: 16 moe { experts: 16 active: 4 expert_width: 12 "
             "shared_width: 24 pattern { every: 1 first: 0 } } } recipe { preset: 'deepseek_",
-            GetParam().name, "' router { balance { coefficient: 0 } select { groups: 4 group_limit: 2 } ",
+            GetParam().name,
+            "' router { balance { coefficient: 0 } select { groups: 4 group_limit: 2 } ",
             GetParam().router, " } }"))),
         catalog_(CatalogOf(spec_)),
         mesh_(Mesh::Flat(1, 1)),
@@ -59,7 +60,8 @@ class DeepSeekGolden : public ::testing::TestWithParam<Case> {
     config.router_bias = catalog_.Find("layers.0.moe.router_bias");
     config.shared = SwiGluLayer(catalog_.Find("layers.0.moe.shared.gate_up"),
                                 catalog_.Find("layers.0.moe.shared.down"));
-    return MoeLayer(config, Router({.rule = spec_.recipe().router(), .experts = kExperts, .active = 4}),
+    return MoeLayer(config,
+                    Router({.rule = spec_.recipe().router(), .experts = kExperts, .active = 4}),
                     ExpertPool(catalog_, 0), {&mesh_, &placement_, 0, nullptr});
   }
 

@@ -1,5 +1,5 @@
-// DeepSeekMoE (arXiv 2401.06066) and its refinements. The gates of DeepSeek-V2 and V3 inside a model
-// are held against autograd in transformer_test.cc, and over ranks in
+// DeepSeekMoE (arXiv 2401.06066) and its refinements. The gates of DeepSeek-V2 and V3 inside a
+// model are held against autograd in transformer_test.cc, and over ranks in
 // tests/equivalence/recipe_equality_test.cc.
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>
@@ -37,14 +37,14 @@ at::Tensor ForwardOf(const JobSpec& spec, const SingleRankModel& model,
   PassScalars scalars;
   const PassOptions options;
   PassContext context = {&batch, &options, &source, &scalars, nullptr};
-  const at::Tensor x =
-      at::randn({batch.sequences * batch.length, spec.model().hidden()},
-                at::make_generator<at::CPUGeneratorImpl>(7), at::kFloat);
+  const at::Tensor x = at::randn({batch.sequences * batch.length, spec.model().hidden()},
+                                 at::make_generator<at::CPUGeneratorImpl>(7), at::kFloat);
   return model.transformer().feed_forward(layer).Forward({x, {}}, context).hidden - x;
 }
 
 TEST(DeepSeekMoe, DSM1_WithoutSegmentsOrSharedExpertsItIsTopKWithRawWeights) {
-  const JobSpec ours = SmallJob("recipe { preset: 'deepseek_moe' experts { segments: 1 shared: 0 } }");
+  const JobSpec ours =
+      SmallJob("recipe { preset: 'deepseek_moe' experts { segments: 1 shared: 0 } }");
   const JobSpec plain = SmallJob("recipe { router { weight { renormalize: false } } }");
   const SingleRankModel a(ours), b(plain);
   ASSERT_EQ(a.catalog().Hash(), b.catalog().Hash());
@@ -66,8 +66,8 @@ TEST(DeepSeekMoe, DSM1_WithoutSegmentsOrSharedExpertsItIsTopKWithRawWeights) {
 
 TEST(DeepSeekMoe, DSM2_SegmentsAndSharedExpertsConserveParameters) {
   const auto catalog = [](int segments, int shared) {
-    return CatalogOf(SmallJob(absl::StrCat("recipe { experts { segments: ", segments,
-                                           " shared: ", shared, " } }")));
+    return CatalogOf(SmallJob(
+        absl::StrCat("recipe { experts { segments: ", segments, " shared: ", shared, " } }")));
   };
   const auto routers = [](const ParameterCatalog& of) {
     int64_t elements = 0;
@@ -92,11 +92,13 @@ std::pair<at::Tensor, at::Tensor> Slice(const at::Tensor& gate_up, const at::Ten
                                         int64_t slice, int64_t slices) {
   const int64_t width = down.size(1) / slices;
   const auto halves = gate_up.chunk(2, 0);
-  return {at::cat({halves[0].narrow(0, slice * width, width), halves[1].narrow(0, slice * width, width)}),
+  return {at::cat({halves[0].narrow(0, slice * width, width),
+                   halves[1].narrow(0, slice * width, width)}),
           down.narrow(1, slice * width, width).contiguous()};
 }
 
-at::Tensor SwiGluFeedForward(const at::Tensor& x, const at::Tensor& gate_up, const at::Tensor& down) {
+at::Tensor SwiGluFeedForward(const at::Tensor& x, const at::Tensor& gate_up,
+                             const at::Tensor& down) {
   const auto parts = at::matmul(x, gate_up.to(at::kDouble).t()).chunk(2, 1);
   return at::matmul(at::silu(parts[0]) * parts[1], down.to(at::kDouble).t());
 }
@@ -138,8 +140,8 @@ TEST(DeepSeekMoe, DSM4_TheFusedSharedExpertIsTheSumOfItsPartsWhateverTheRouterDo
   const MicroBatch batch = RandomMicroBatch(spec, 0, 2);
   const at::Tensor output = ForwardOf(spec, model, weights, batch, 1);
 
-  at::Tensor x = at::randn({24, 16}, at::make_generator<at::CPUGeneratorImpl>(7), at::kFloat)
-                     .to(at::kDouble);
+  at::Tensor x =
+      at::randn({24, 16}, at::make_generator<at::CPUGeneratorImpl>(7), at::kFloat).to(at::kDouble);
   x = x * at::rsqrt(x.square().mean(-1, true) + spec.model().norm_epsilon()) *
       at_layer("feed_forward_norm").to(at::kDouble);
   at::Tensor sum = at::zeros_like(x);
@@ -156,7 +158,8 @@ TEST(DeepSeekMoe, DSM4_TheFusedSharedExpertIsTheSumOfItsPartsWhateverTheRouterDo
 
 TEST(DeepSeekMoe, DSM5_WeightsOfAllExpertsSumToTheScaleOrToOne) {
   const at::Tensor logits = RandomLogits(50, 6);
-  const Router sigmoid({.rule = Rule("score: SIGMOID weight { scale: 2.5 }"), .experts = 6, .active = 6});
+  const Router sigmoid(
+      {.rule = Rule("score: SIGMOID weight { scale: 2.5 }"), .experts = 6, .active = 6});
   const Router softmax({.rule = Rule("weight { renormalize: false }"), .experts = 6, .active = 6});
   const at::Tensor scaled = sigmoid.Route({.logits = logits}).weight.sum(1);
   EXPECT_LT(RelativeError(scaled, at::full({50}, 2.5)), 1e-6);
@@ -188,7 +191,9 @@ struct Losses {
   }
 };
 
-BalanceSpec OnlyExperts(double alpha) { return Rule(absl::StrCat("balance { coefficient: ", alpha, " }")).balance(); }
+BalanceSpec OnlyExperts(double alpha) {
+  return Rule(absl::StrCat("balance { coefficient: ", alpha, " }")).balance();
+}
 BalanceSpec OnlyGroups(double alpha) {
   return Rule(absl::StrCat("balance { coefficient: 0 group_coefficient: ", alpha, " }")).balance();
 }
@@ -223,7 +228,8 @@ TEST(DeepSeekMoe, DSM7_OneGroupIsConstantAndAGroupAnExpertIsTheExpertLoss) {
 
   const Losses by_group{OnlyGroups(0.05), scores, selected, 6, 6};
   const Losses by_expert{OnlyExperts(0.003), scores, selected};
-  EXPECT_NEAR(BalanceLoss(by_group.Inputs()), BalanceLoss(by_expert.Inputs()) * (0.05 / 0.003), 1e-7);
+  EXPECT_NEAR(BalanceLoss(by_group.Inputs()), BalanceLoss(by_expert.Inputs()) * (0.05 / 0.003),
+              1e-7);
   EXPECT_LT(RelativeError(by_group.Gradient(), by_expert.Gradient() * (0.05 / 0.003)), 1e-5);
 }
 
@@ -233,8 +239,10 @@ TEST(DeepSeekMoe, DSM8_GroupLimitedRouting) {
   const at::Tensor unrestricted = free.Route({.logits = logits}).selected;
   for (const char* score : {"BEST", "TOP_SUM"}) {
     const auto limited = [&](int limit) {
-      return Router({.rule = Rule(absl::StrCat("select { groups: 4 group_limit: ", limit, " group_score: ",
-                                      score, " }")), .experts = 12, .active = 3})
+      return Router({.rule = Rule(absl::StrCat("select { groups: 4 group_limit: ", limit,
+                                               " group_score: ", score, " }")),
+                     .experts = 12,
+                     .active = 3})
           .Route({.logits = logits})
           .selected;
     };
@@ -274,21 +282,30 @@ TEST(DeepSeekMoe, DSM9_TheBiasMovesAgainstTheLoadByTheSpeed) {
   const BiasSpec sign = Rule("balance { bias { speed: 0.25 } }").balance().bias();
   const std::vector<double> counts = {8, 2, 5, 5};
   std::vector<float> bias = {1, 1, 1, 1};
-  MoveBias(sign, 3, counts, bias);
+  MoveBias(sign, 3, counts, {}, bias);
   EXPECT_THAT(bias, ElementsAre(0.75f, 1.25f, 1, 1));
 
   BiasSpec proportional = sign;
   proportional.set_rule(PROPORTIONAL);
   bias = {0, 0, 0, 0};
-  MoveBias(proportional, 3, counts, bias);
+  MoveBias(proportional, 3, counts, {}, bias);
   EXPECT_THAT(bias, ElementsAre(-0.15f, 0.15f, 0, 0));
 
   BiasSpec ended = sign;
   ended.set_until_step(3);
-  MoveBias(ended, 3, counts, bias);
+  MoveBias(ended, 3, counts, {}, bias);
   EXPECT_THAT(bias, ElementsAre(-0.15f, 0.15f, 0, 0));
-  MoveBias(sign, 3, std::vector<double>(4, 0.0), bias);
+  MoveBias(sign, 3, std::vector<double>(4, 0.0), {}, bias);
   EXPECT_THAT(bias, ElementsAre(-0.15f, 0.15f, 0, 0));
+}
+
+// With ReXMoE's schedule of candidates: the mean is of what could be chosen.
+TEST(DeepSeekMoe, DSM9_TheBiasOfWhatCouldNotBeChosenStays) {
+  const BiasSpec sign = Rule("balance { bias { speed: 0.25 } }").balance().bias();
+  const bool candidates[] = {true, false, true, false};
+  std::vector<float> bias = {0, 0, 0, 0};
+  MoveBias(sign, 3, std::vector<double>{8, 0, 6, 0}, candidates, bias);
+  EXPECT_THAT(bias, ElementsAre(-0.25f, 0, 0.25f, 0));
 }
 
 TEST(DeepSeekMoe, DSM9_TheBiasCountsInTheSelectionOnly) {
@@ -318,14 +335,16 @@ TEST(DeepSeekMoe, DSM9_TheBiasIsNoLearntParameter) {
 TEST(DeepSeekMoe, DSM11_TheLoopBalancesSkewedScores) {
   constexpr int64_t kExperts = 16;
   const BiasSpec rule = Rule("balance { bias { speed: 0.005 } }").balance().bias();
-  const Router router({.rule = Rule("score: SIGMOID balance { coefficient: 0 }"), .experts = kExperts, .active = 2});
+  const Router router({.rule = Rule("score: SIGMOID balance { coefficient: 0 }"),
+                       .experts = kExperts,
+                       .active = 2});
   const at::Tensor logits =
       RandomLogits(2048, kExperts) + at::linspace(-2, 2, kExperts, at::kFloat);
   at::Tensor bias = at::zeros({kExperts});
   const auto violation = [&] {
     const std::vector<int64_t> counts = router.Route({.logits = logits, .bias = bias}).counts;
     const std::vector<double> loads(counts.begin(), counts.end());
-    MoveBias(rule, 0, loads, {bias.data_ptr<float>(), static_cast<size_t>(kExperts)});
+    MoveBias(rule, 0, loads, {}, {bias.data_ptr<float>(), static_cast<size_t>(kExperts)});
     const double mean = std::accumulate(loads.begin(), loads.end(), 0.0) / kExperts;
     return *std::max_element(loads.begin(), loads.end()) / mean - 1;
   };
@@ -337,8 +356,8 @@ TEST(DeepSeekMoe, DSM11_TheLoopBalancesSkewedScores) {
 TEST(DeepSeekMoe, DSM12_RenormalisedTopOneGivesTheRouterNoGradient) {
   for (const bool renormalize : {true, false}) {
     const Router router(
-        Rule(absl::StrCat("weight { renormalize: ", renormalize, " } balance { coefficient: 0 }")), 6,
-        1, 1);
+        Rule(absl::StrCat("weight { renormalize: ", renormalize, " } balance { coefficient: 0 }")),
+        6, 1, 1);
     const RouteInputs inputs = {.logits = RandomLogits(12, 6)};
     const Routing routing = router.Route(inputs);
     const double largest =
@@ -348,11 +367,14 @@ TEST(DeepSeekMoe, DSM12_RenormalisedTopOneGivesTheRouterNoGradient) {
 }
 
 TEST(DeepSeekMoe, DSM13_ABiasDoesNotChangeTheSequenceLoss) {
-  const Router router({.rule = Rule("score: SIGMOID balance { coefficient: 0.5 scope: SEQUENCE }"), .experts = 6, .active = 2});
+  const Router router({.rule = Rule("score: SIGMOID balance { coefficient: 0.5 scope: SEQUENCE }"),
+                       .experts = 6,
+                       .active = 2});
   const at::Tensor logits = RandomLogits(24, 6);
   const Routing plain = router.Route({.logits = logits, .sequences = 2});
-  const Routing biased = router.Route(
-      {.logits = logits, .sequences = 2, .bias = at::tensor({1.0f, 0.0f, 0.0f, 0.0f, -1.0f, 0.0f})});
+  const Routing biased = router.Route({.logits = logits,
+                                       .sequences = 2,
+                                       .bias = at::tensor({1.0f, 0.0f, 0.0f, 0.0f, -1.0f, 0.0f})});
   EXPECT_NE(biased.counts, plain.counts);
   EXPECT_EQ(biased.aux_loss, plain.aux_loss);
 }
@@ -360,7 +382,8 @@ TEST(DeepSeekMoe, DSM13_ABiasDoesNotChangeTheSequenceLoss) {
 TEST(DeepSeekMoe, TheSequenceLossIsTheMeanOfEachSequenceByItself) {
   const at::Tensor logits = RandomLogits(24, 6);
   const Router whole({.rule = Rule("balance { coefficient: 0.5 }"), .experts = 6, .active = 2});
-  const Router parts({.rule = Rule("balance { coefficient: 0.5 scope: SEQUENCE }"), .experts = 6, .active = 2});
+  const Router parts(
+      {.rule = Rule("balance { coefficient: 0.5 scope: SEQUENCE }"), .experts = 6, .active = 2});
   double mean = 0;
   for (int64_t s = 0; s < 3; ++s) {
     mean += whole.Route({.logits = logits.narrow(0, 8 * s, 8)}).aux_loss / 3;
@@ -389,8 +412,7 @@ TEST(Capacity, TheLowestScoresAreDroppedOfAGroup) {
 }
 
 TEST(Capacity, SequencesAreExemptBySeedAndSample) {
-  const RouterSpec rule = Rule(
-      "select { capacity_factor: 0.01 drop: LOWEST never_dropped: 0.5 }");
+  const RouterSpec rule = Rule("select { capacity_factor: 0.01 drop: LOWEST never_dropped: 0.5 }");
   const Router router({.rule = rule, .experts = 4, .active = 1});
   const auto kept = [&](int64_t first_sample, int64_t sequences) {
     const Routing routing = router.Route({.logits = at::zeros({sequences * 3, 4}),

@@ -1,6 +1,6 @@
-// ReXMoE (arXiv 2510.17483): experts shared by groups of layers, and which of them may be chosen when.
-// Gradients are held against autograd in transformer_test.cc (cases ReXMoe*: REX-6), layouts against
-// each other in tests/equivalence/recipe_equality_test.cc (REX-10).
+// ReXMoE (arXiv 2510.17483): experts shared by groups of layers, and which of them may be chosen
+// when. Gradients are held against autograd in transformer_test.cc (cases ReXMoe*: REX-6), layouts
+// against each other in tests/equivalence/recipe_equality_test.cc (REX-10).
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -50,7 +50,8 @@ TEST(ReXMoe, REX1_WithoutReuseItIsTopKWithRawWeights) {
 }
 
 TEST(ReXMoe, REX2_UntilItsStartEachLayerIsThePlainOne) {
-  const JobSpec shared = Job(2, "preset: 'rexmoe' experts { reuse: 2 } router { weight { renormalize: true } }");
+  const JobSpec shared =
+      Job(2, "preset: 'rexmoe' experts { reuse: 2 } router { weight { renormalize: true } }");
   const JobSpec plain = Job(2, "");
   const SingleRankModel a(shared), b(plain);
   const auto of_a = RandomWeights(a.catalog(), 5);
@@ -130,8 +131,13 @@ TEST(ReXMoe, REX3_TheNumberOfCandidatesGrowsFromOwnToAll) {
 TEST(ReXMoe, REX4_ExactlyTheOthersAreMasked) {
   for (const CandidateMode mode : {LOCAL_FIRST, RANDOM_ALL}) {
     const CandidatesSpec rule = Candidates(10000, 30000, LINEAR, mode);
-    CandidateInputs inputs = {.rule = &rule, .seed = 3, .step = 20000, .layer = 5,
-                              .own_begin = 64, .own = 64, .experts = 256};
+    CandidateInputs inputs = {.rule = &rule,
+                              .seed = 3,
+                              .step = 20000,
+                              .layer = 5,
+                              .own_begin = 64,
+                              .own = 64,
+                              .experts = 256};
     const at::Tensor mask = CandidateMask(inputs);
     EXPECT_EQ(mask.sum().item<int64_t>(), 160);
     EXPECT_TRUE(at::equal(CandidateMask(inputs), mask));
@@ -147,8 +153,9 @@ TEST(ReXMoe, REX4_ExactlyTheOthersAreMasked) {
 }
 
 TEST(ReXMoe, REX4_WhatIsMaskedGetsNoTokenAndNoGradient) {
-  const JobSpec spec = Job(2, "preset: 'rexmoe' experts { reuse: 2 } "
-                              "router { select { candidates { mode: RANDOM_ALL } } }");
+  const JobSpec spec = Job(2,
+                           "preset: 'rexmoe' experts { reuse: 2 } "
+                           "router { select { candidates { mode: RANDOM_ALL } } }");
   const SingleRankModel model(spec);
   const auto weights = RandomWeights(model.catalog(), 5);
   std::vector<std::vector<int64_t>> counts;
@@ -157,14 +164,18 @@ TEST(ReXMoe, REX4_WhatIsMaskedGetsNoTokenAndNoGradient) {
   const auto leaves = Leaves(model, weights, RandomMicroBatch(spec, 0, 2), options, &counts);
   for (int layer = 0; layer < 2; ++layer) {
     const at::Tensor mask = CandidateMask({.rule = &spec.recipe().router().select().candidates(),
-                                           .seed = spec.train().seed(), .step = 350, .layer = layer,
-                                           .own_begin = 5 * layer, .own = 5, .experts = 10});
+                                           .seed = spec.train().seed(),
+                                           .step = 350,
+                                           .layer = layer,
+                                           .own_begin = 5 * layer,
+                                           .own = 5,
+                                           .experts = 10});
     ASSERT_TRUE(mask.defined());
     for (int id = 0; id < 10; ++id) {
       if (mask[id].item<bool>()) continue;
       EXPECT_EQ(counts[layer][id], 0);
-      const ParameterId down = model.catalog().Find(
-          absl::StrCat("layers.", id / 5, ".moe.experts.", id % 5, ".down"));
+      const ParameterId down =
+          model.catalog().Find(absl::StrCat("layers.", id / 5, ".moe.experts.", id % 5, ".down"));
       EXPECT_EQ(leaves.at({down, layer, 0}).abs().max().item<float>(), 0);
     }
   }
@@ -185,8 +196,8 @@ TEST(ReXMoe, REX6_EachUseOfAnExpertReportsALeaf) {
   const SingleRankModel model(spec);
   PassOptions options;
   options.step = 999;
-  const auto leaves = Leaves(model, RandomWeights(model.catalog(), 5),
-                             RandomMicroBatch(spec, 0, 2), options);
+  const auto leaves =
+      Leaves(model, RandomWeights(model.catalog(), 5), RandomMicroBatch(spec, 0, 2), options);
   for (const ParameterSpec& parameter : model.catalog().parameters()) {
     if (parameter.kind != ParameterKind::kExpert) continue;
     EXPECT_EQ(parameter.uses, 2);
@@ -203,7 +214,8 @@ TEST(ReXMoe, REX7_EveryTokenChoosesKOfThePool) {
     std::vector<std::vector<int64_t>> counts;
     PassOptions options;
     options.step = step;
-    Leaves(model, RandomWeights(model.catalog(), 5), RandomMicroBatch(spec, 0, 2), options, &counts);
+    Leaves(model, RandomWeights(model.catalog(), 5), RandomMicroBatch(spec, 0, 2), options,
+           &counts);
     ASSERT_EQ(counts.size(), 4u);
     for (const auto& layer : counts) {
       EXPECT_EQ(layer.size(), 20u);

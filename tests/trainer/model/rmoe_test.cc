@@ -96,10 +96,9 @@ TEST(RMoe, RMOE1_TheCellIsTheLibrarys) {
   const ParameterCatalog catalog = CatalogOf(spec);
   const auto weights = RandomWeights(catalog, 5);
   FixedWeights source(catalog, weights);
-  const GruParameters ids = {catalog.Find("router_cell.input_weight"),
-                             catalog.Find("router_cell.hidden_weight"),
-                             catalog.Find("router_cell.input_bias"),
-                             catalog.Find("router_cell.hidden_bias")};
+  const GruParameters ids = {
+      catalog.Find("router_cell.input_weight"), catalog.Find("router_cell.hidden_weight"),
+      catalog.Find("router_cell.input_bias"), catalog.Find("router_cell.hidden_bias")};
   const GruCell cell(ids);
   const at::Tensor u = Random({kTokens, kWidth}, 1), h = Random({kTokens, kWidth}, 2);
   const at::Tensor dout = Random({kTokens, kWidth}, 3);
@@ -119,7 +118,8 @@ TEST(RMoe, RMOE1_TheCellIsTheLibrarys) {
   EXPECT_LT(RelativeError(gradients.du.to(at::kDouble), u2.grad()), 1e-6);
   EXPECT_LT(RelativeError(gradients.dh.to(at::kDouble), h2.grad()), 1e-6);
   for (size_t i = 0; i < w.size(); ++i) {
-    EXPECT_LT(RelativeError(sink.Sum(cell.parameters()[i]).to(at::kDouble), w[i].grad()), 1e-6) << i;
+    EXPECT_LT(RelativeError(sink.Sum(cell.parameters()[i]).to(at::kDouble), w[i].grad()), 1e-6)
+        << i;
   }
 }
 
@@ -196,8 +196,8 @@ TEST(RMoe, RMOE5_OnlyACarriedStateBringsTheGradientDown) {
 
 TEST(RMoe, RMOE6_OneCellForAllLayers) {
   const ParameterCatalog with = CatalogOf(Job());
-  const ParameterCatalog without = CatalogOf(
-      SmallJob("model { layers: 3 moe { pattern { every: 1 first: 0 } } }"));
+  const ParameterCatalog without =
+      CatalogOf(SmallJob("model { layers: 3 moe { pattern { every: 1 first: 0 } } }"));
   const int64_t d = 16, p = kWidth, experts = 5;
   EXPECT_EQ(with.total_elements() - without.total_elements(),
             kLayers * (d * p + p * experts - d * experts) + 6 * p * p + 6 * p);

@@ -71,21 +71,29 @@ TEST(PairSort, IsStableAndSkipsDroppedPairs) {
 
 TEST(Weight, SoftmaxThenTopKRenormalisedIsSoftmaxOverTheChosenLogits) {
   const at::Tensor logits = RandomLogits(64, 6);
-  const Routing routing = Router({.rule = Rule(), .experts = 6, .active = 3}).Route({.logits = logits});
+  const Routing routing =
+      Router({.rule = Rule(), .experts = 6, .active = 3}).Route({.logits = logits});
   const at::Tensor expected = at::softmax(logits.gather(1, routing.selected), 1);
   EXPECT_LT(RelativeError(routing.weight, expected), 1e-6);
 }
 
 // The canonical loss is alpha whenever the counts or the probabilities are uniform.
 TEST(Balance, EqualsAlphaWhenProbabilitiesAreUniform) {
-  const Router router({.rule = Rule("recipe { router { balance { coefficient: 0.3 } } }"), .experts = 8, .active = 2});
+  const Router router({.rule = Rule("recipe { router { balance { coefficient: 0.3 } } }"),
+                       .experts = 8,
+                       .active = 2});
   EXPECT_NEAR(router.Route({.logits = at::zeros({10, 8})}).aux_loss, 0.3, 1e-7);
-  const Router sigmoid({.rule = Rule("recipe { router { score: SIGMOID balance { coefficient: 0.3 } } }"), .experts = 8, .active = 2});
+  const Router sigmoid(
+      {.rule = Rule("recipe { router { score: SIGMOID balance { coefficient: 0.3 } } }"),
+       .experts = 8,
+       .active = 2});
   EXPECT_NEAR(sigmoid.Route({.logits = at::full({10, 8}, 1.5)}).aux_loss, 0.3, 1e-7);
 }
 
 TEST(Balance, EqualsAlphaWhenCountsAreUniform) {
-  const Router router({.rule = Rule("recipe { router { balance { coefficient: 0.3 } } }"), .experts = 4, .active = 1});
+  const Router router({.rule = Rule("recipe { router { balance { coefficient: 0.3 } } }"),
+                       .experts = 4,
+                       .active = 1});
   at::Tensor logits = RandomLogits(4, 4);
   for (int64_t t = 0; t < 4; ++t) logits[t][t] = 9;
   const Routing routing = router.Route({.logits = logits});
@@ -109,8 +117,11 @@ TEST(Balance, MayBeBelowAlpha) {
 
 TEST(Balance, CountsAreTakenBeforeAnyDrop) {
   const at::Tensor logits = RandomLogits(40, 4);
-  const Routing free = Router({.rule = Rule(), .experts = 4, .active = 2}).Route({.logits = logits});
-  const Router limited({.rule = Rule("recipe { router { select { capacity_factor: 0.5 } } }"), .experts = 4, .active = 2});
+  const Routing free =
+      Router({.rule = Rule(), .experts = 4, .active = 2}).Route({.logits = logits});
+  const Router limited({.rule = Rule("recipe { router { select { capacity_factor: 0.5 } } }"),
+                        .experts = 4,
+                        .active = 2});
   const Routing dropped = limited.Route({.logits = logits});
   EXPECT_GT(dropped.dropped, 0);
   EXPECT_EQ(dropped.counts, free.counts);
@@ -119,7 +130,9 @@ TEST(Balance, CountsAreTakenBeforeAnyDrop) {
 }
 
 TEST(Balance, ZLossIsTheMeanSquareOfLogSumExp) {
-  const Router router({.rule = Rule("recipe { router { balance { coefficient: 0 z_loss: 0.5 } } }"), .experts = 4, .active = 2});
+  const Router router({.rule = Rule("recipe { router { balance { coefficient: 0 z_loss: 0.5 } } }"),
+                       .experts = 4,
+                       .active = 2});
   const at::Tensor logits = RandomLogits(9, 4);
   EXPECT_NEAR(router.Route({.logits = logits}).aux_loss,
               0.5 * at::logsumexp(logits.to(at::kDouble), {1}).square().mean().item<double>(),
@@ -127,7 +140,8 @@ TEST(Balance, ZLossIsTheMeanSquareOfLogSumExp) {
 }
 
 TEST(Balance, NothingForNoTokens) {
-  const Routing routing = Router({.rule = Rule(), .experts = 4, .active = 2}).Route({.logits = at::empty({0, 4})});
+  const Routing routing =
+      Router({.rule = Rule(), .experts = 4, .active = 2}).Route({.logits = at::empty({0, 4})});
   EXPECT_EQ(routing.aux_loss, 0);
   EXPECT_THAT(routing.counts, ElementsAre(0, 0, 0, 0));
 }
@@ -135,10 +149,14 @@ TEST(Balance, NothingForNoTokens) {
 // capacity >= E / K takes every pair, so that it is the dropless layer.
 TEST(Capacity, AFactorOfExpertsOverActiveDropsNothing) {
   const at::Tensor logits = RandomLogits(33, 6);
-  const Router limited({.rule = Rule("recipe { router { select { capacity_factor: 3 } } }"), .experts = 6, .active = 2});
+  const Router limited({.rule = Rule("recipe { router { select { capacity_factor: 3 } } }"),
+                        .experts = 6,
+                        .active = 2});
   const Routing routing = limited.Route({.logits = logits});
   EXPECT_EQ(routing.dropped, 0);
-  EXPECT_TRUE(at::equal(routing.expert, Router({.rule = Rule(), .experts = 6, .active = 2}).Route({.logits = logits}).expert));
+  EXPECT_TRUE(at::equal(
+      routing.expert,
+      Router({.rule = Rule(), .experts = 6, .active = 2}).Route({.logits = logits}).expert));
 }
 
 // A renormalised weight of one expert is the constant 1: no gradient but the balance loss's.

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "tests/trainer/model/model_fixture.h"
 #include "tests/trainer/model/reference_model.h"
 #include "trainer/model/decode.h"
@@ -242,14 +243,15 @@ TEST(Transformer, BlocksReportExactlyTheirParameters) {
 }
 
 // A batch of sequences, appended in pieces, gives the logits that whole sequences give.
-TEST(Decoder, EqualsTheWholeForward) {
-  const JobSpec spec = SmallJob("model { moe { shared_width: 6 } }");
+void ExpectDecoderEqualsForward(const JobSpec& spec) {
   const SingleRankModel model(spec);
   const auto weights = RandomWeights(model.catalog(), 5);
   FixedWeights source(model.catalog(), weights);
   const MicroBatch batch = RandomMicroBatch(spec, 0, 3);
+  PassOptions options = Options();
+  options.step = spec.train().steps();  // all of a pool can be chosen, as in generation
   const at::Tensor expected =
-      RunReference(spec, model.catalog(), weights, batch, Options()).logits.view({3, 12, -1});
+      RunReference(spec, model.catalog(), weights, batch, options).logits.view({3, 12, -1});
   const at::Tensor tokens = batch.tokens.view({3, 12});
   Decoder decoder(model.transformer(), source, 3, 12, at::kFloat);
   int64_t begin = 0;
@@ -259,6 +261,20 @@ TEST(Decoder, EqualsTheWholeForward) {
     EXPECT_LT(RelativeError(logits, expected.select(1, begin - 1)), 1e-4) << begin;
   }
   EXPECT_THROW(decoder.Append(tokens.narrow(1, 0, 1)), c10::Error);
+}
+
+TEST(Decoder, EqualsTheWholeForward) {
+  ExpectDecoderEqualsForward(SmallJob("model { moe { shared_width: 6 } }"));
+}
+
+TEST(Decoder, EqualsTheWholeForwardOfEveryRecipe) {
+  for (const char* recipe :
+       {"preset: 'deepseek_v3'", "preset: 'rmoe' router { state { width: 6 } }",
+        "preset: 'rexmoe' experts { reuse: 2 }"}) {
+    SCOPED_TRACE(recipe);
+    ExpectDecoderEqualsForward(SmallJob(absl::StrCat(
+        "model { layers: 4 moe { pattern { every: 1 first: 1 } } } recipe { ", recipe, " }")));
+  }
 }
 
 TEST(Decoder, IgnoresTheCapacityLimit) {

@@ -233,6 +233,13 @@ std::string WithoutCounterpart(const JobSpec& spec) {
     return "model.moe.pattern leaves layers without experts";
   }
   if (model.moe().shared_width() != 0) return "model.moe.shared_width: there is a shared expert";
+  if (spec.recipe().experts().reuse() > 1) return "recipe.experts.reuse: layers share experts";
+  if (router.has_state()) return "recipe.router.state: the router is recurrent";
+  if (router.balance().has_bias()) return "recipe.router.balance.bias counts in the selection";
+  if (router.select().has_group_limit() &&
+      router.select().group_limit() < router.select().groups()) {
+    return "recipe.router.select.group_limit is below groups";
+  }
   if (router.score() != SOFTMAX) return "recipe.router.score is not softmax";
   if (!router.weight().renormalize()) return "recipe.router.weight.renormalize is false";
   if (router.weight().scale() != 1) return "recipe.router.weight.scale is not 1";

@@ -12,6 +12,9 @@
 namespace moesaic {
 namespace {
 
+// Scores may underflow.
+constexpr double kLeastTotal = 1e-20;
+
 double LogSumExp(std::span<const float> z) {
   const double largest = *std::max_element(z.begin(), z.end());
   double sum = 0;
@@ -35,7 +38,7 @@ double Total(const BalanceInputs& in, std::span<const float> scores) {
   for (size_t i = 0; i < scores.size(); ++i) {
     if (IsCandidate(in, i)) total += scores[i];
   }
-  return total;
+  return std::max(total, kLeastTotal);
 }
 
 bool HasPrices(const BalanceSpec& rule) {
@@ -84,18 +87,20 @@ class Prices {
       const float* load = in_.load.const_data_ptr<float>();
       counts.assign(load, load + in_.load.numel());
     }
-    double total = 0;
-    for (const double count : counts) total += count;
-    if (total == 0) {
+    if (CandidateSum(counts) == 0) {
       const std::vector<int64_t> own = CountByExpert(selected, in_.scores.size(1));
       counts.assign(own.begin(), own.end());
-      total = tokens_ * static_cast<double>(selected.size(1));
     }
-    const double candidates = in_.candidates.defined()
-                                  ? static_cast<double>(in_.candidates.sum().item<int64_t>())
-                                  : static_cast<double>(counts.size());
-    for (double& count : counts) count *= candidates / total;
+    const double candidates = CandidateSum(std::vector<double>(counts.size(), 1));
+    const double scale = candidates / CandidateSum(counts);
+    for (double& count : counts) count *= scale;
     return counts;
+  }
+
+  double CandidateSum(std::span<const double> values) const {
+    double sum = 0;
+    for (size_t i = 0; i < values.size(); ++i) sum += IsCandidate(in_, i) ? values[i] : 0;
+    return sum;
   }
 
   void AddGroups() {
@@ -188,7 +193,8 @@ void BalanceLossBackward(const BalanceInputs& in, double factor, at::Tensor& dsc
                      for (size_t i = 0; i < s.size(); ++i) inner += prices[i] * s[i] / total;
                    }
                    for (size_t i = 0; i < s.size(); ++i) {
-                     if (IsCandidate(in, i)) ds[i] += static_cast<float>(factor * (prices[i] - inner) / total);
+                     if (!IsCandidate(in, i)) continue;
+                     ds[i] += static_cast<float>(factor * (prices[i] - inner) / total);
                    }
                  });
     }

@@ -12,8 +12,9 @@ namespace moesaic {
 
 // Moves `bias` after step `step` (0-based), in which expert i was chosen counts[i] times over the
 // whole global batch, before any drop. The counts are integers, so every rank of any layout moves
-// its copy to the same bits. Without tokens nothing moves.
+// its copy to the same bits. Without tokens nothing moves. `candidates`: which experts could be
+// chosen in that step; the mean is of these and only these move (empty: all).
 void MoveBias(const BiasSpec& rule, uint64_t step, std::span<const double> counts,
-              std::span<float> bias);
+              std::span<const bool> candidates, std::span<float> bias);
 
 }  // namespace moesaic
