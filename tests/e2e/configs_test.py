@@ -38,6 +38,15 @@ class ConfigsTest(EndToEndTest):
                 self.assertGreater(trained.json["validation_loss"], 0)
         self.expect_nothing_left()
 
+    def test_published_are_planned(self):
+        for file in sorted(PUBLISHED.glob("*.yaml")):
+            with self.subTest(file=file.name):
+                self.expect(0, self.moesaic("config", "check", "-f", str(file)))
+                planned = self.expect(0, self.moesaic("plan", "-f", str(file), "--nodes", "1",
+                                                      "-o", "json"))
+                # Weights and two moments of a billion parameters.
+                self.assertGreater(planned.json["checkpoint_bytes"], 12 * 10**9)
+
 
 if __name__ == "__main__":
     main()

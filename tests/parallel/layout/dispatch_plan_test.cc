@@ -165,6 +165,7 @@ TEST(DispatchPlanTest, RowsOfAnExpertAreContiguousAndOrderedBySource) {
   const DispatchPlan plan = PlanDispatch({.mesh = &mesh,
                                           .placement = &placement,
                                           .rank = 0,
+                                          .layers = kOneLayer,
                                           .counts = counts,
                                           .micro_batches = micro_batches});
   EXPECT_EQ(plan.send[0], (std::vector<RowRange>{{0, 2}}));
@@ -177,6 +178,49 @@ TEST(DispatchPlanTest, RowsOfAnExpertAreContiguousAndOrderedBySource) {
   EXPECT_EQ(plan.segments[3].micro_batch, 7);
 }
 
+// REX: experts of several layers are planned as if they were one layer's.
+TEST(DispatchPlanTest, APoolOfLayersIsPlannedAsOneLayer) {
+  std::mt19937 random(5);
+  const Mesh mesh = Mesh::Flat(4, 2);
+  for (int trial = 0; trial < 100; ++trial) {
+    std::vector<std::vector<std::vector<int>>> by_layer(3);  // the pool is layers 0 and 2
+    for (std::vector<std::vector<int>>& layer : by_layer) {
+      layer.resize(1 + random() % 5);
+      for (std::vector<int>& ranks : layer) {
+        ranks = {static_cast<int>(random() % 2), 2 + static_cast<int>(random() % 2)};
+      }
+    }
+    std::vector<std::vector<int>> flat = by_layer[0];
+    flat.insert(flat.end(), by_layer[2].begin(), by_layer[2].end());
+    const auto pooled = *ExpertPlacement::Create(mesh, 1, by_layer);
+    const auto whole = *ExpertPlacement::Create(mesh, 1, {flat});
+    std::vector<int64_t> counts(2 * flat.size());
+    for (int64_t& count : counts) count = static_cast<int64_t>(random() % 5);
+    const std::vector<int64_t> micro_batches{0, 1};
+    for (int rank = 0; rank < mesh.size(); ++rank) {
+      const std::vector<int> layers{0, 2};
+      const DispatchPlan a =
+          PlanDispatch({&mesh, &pooled, rank, layers, counts, micro_batches});
+      const DispatchPlan b =
+          PlanDispatch({&mesh, &whole, rank, kOneLayer, counts, micro_batches});
+      EXPECT_EQ(a.send, b.send);
+      EXPECT_EQ(a.receive, b.receive);
+      EXPECT_EQ(a.send_rows, b.send_rows);
+      EXPECT_EQ(a.receive_rows, b.receive_rows);
+      ASSERT_EQ(a.segments.size(), b.segments.size());
+      for (size_t i = 0; i < a.segments.size(); ++i) {
+        EXPECT_EQ(a.segments[i].expert, b.segments[i].expert);
+        EXPECT_EQ(a.segments[i].rows, b.segments[i].rows);
+      }
+      ASSERT_EQ(a.experts.size(), b.experts.size());
+      for (size_t i = 0; i < a.experts.size(); ++i) {
+        EXPECT_EQ(a.experts[i].expert, b.experts[i].expert);
+        EXPECT_EQ(a.experts[i].rows, b.experts[i].rows);
+      }
+    }
+  }
+}
+
 TEST(DispatchPlanDeathTest, CountsOfAnotherLayerAbort) {
   const Mesh mesh = Mesh::Flat(2, 2);
   const std::vector<int> layers{3};
@@ -184,6 +228,7 @@ TEST(DispatchPlanDeathTest, CountsOfAnotherLayerAbort) {
   const std::vector<int64_t> counts(4), micro_batches(2);
   EXPECT_DEATH(PlanDispatch({.mesh = &mesh,
                              .placement = &placement,
+                             .layers = kOneLayer,
                              .counts = counts,
                              .micro_batches = micro_batches}),
                "need 6 counts and 2 micro-batches, given 4 and 2");

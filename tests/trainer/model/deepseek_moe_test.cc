@@ -261,7 +261,9 @@ TEST(DeepSeekMoe, DSM8_GroupLimitedRouting) {
 // Filling what is not allowed with 0 instead would pick it here.
 TEST(DeepSeekMoe, DSM8_NegativeScoresOfAllowedExpertsStillWin) {
   const Router router(
-      Rule("score: SIGMOID select { groups: 2 group_limit: 1 group_score: TOP_SUM }"), 4, 2, 1);
+      {.rule = Rule("score: SIGMOID select { groups: 2 group_limit: 1 group_score: TOP_SUM }"),
+       .experts = 4,
+       .active = 2});
   const at::Tensor bias = at::tensor({-2.0f, -2.0f, -3.0f, -3.0f});
   const Routing routing = router.Route({.logits = at::zeros({1, 4}), .bias = bias});
   EXPECT_EQ(routing.selected[0][0].item<int64_t>(), 0);
@@ -355,9 +357,10 @@ TEST(DeepSeekMoe, DSM11_TheLoopBalancesSkewedScores) {
 
 TEST(DeepSeekMoe, DSM12_RenormalisedTopOneGivesTheRouterNoGradient) {
   for (const bool renormalize : {true, false}) {
-    const Router router(
-        Rule(absl::StrCat("weight { renormalize: ", renormalize, " } balance { coefficient: 0 }")),
-        6, 1, 1);
+    const Router router({.rule = Rule(absl::StrCat("weight { renormalize: ", renormalize,
+                                                   " } balance { coefficient: 0 }")),
+                         .experts = 6,
+                         .active = 1});
     const RouteInputs inputs = {.logits = RandomLogits(12, 6)};
     const Routing routing = router.Route(inputs);
     const double largest =

@@ -1,13 +1,16 @@
 #include "tests/trainer/model/golden.h"
 
+#include <filesystem>
+
 #include "trainer/checkpoint/format/safetensors.h"
 
 namespace moesaic {
 
 std::map<std::string, at::Tensor> ReadGolden(const std::string& name) {
-  const auto folder = FileSystem::System().OpenFolder("tests/peers/golden");
+  const std::filesystem::path path = "tests/peers/golden/" + name;
+  const auto folder = FileSystem::System().OpenFolder(path.parent_path());
   TORCH_CHECK(folder.ok(), folder.status().ToString());
-  const auto file = (*folder)->Open(name);
+  const auto file = (*folder)->Open(path.filename());
   TORCH_CHECK(file.ok(), file.status().ToString());
   const auto header = ReadSafetensorsHeader(**file);
   TORCH_CHECK(header.ok(), header.status().ToString());

@@ -123,6 +123,8 @@ TEST(ReXMoe, REX3_TheNumberOfCandidatesGrowsFromOwnToAll) {
     }
     EXPECT_EQ(before, 256);
   }
+  const CandidatesSpec exact = Candidates(0, 100, LINEAR);
+  EXPECT_EQ(CandidateCount({.rule = &exact, .step = 29, .own = 64, .experts = 164}), 64 + 29);
   const CandidatesSpec at_once = Candidates(500, 500, LINEAR);
   EXPECT_EQ(count(at_once, 500), 64);
   EXPECT_EQ(count(at_once, 501), 256);

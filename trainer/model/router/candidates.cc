@@ -12,17 +12,11 @@
 namespace moesaic {
 namespace {
 
-// Of what is added between start_step and end_step.
-double ShareAdded(const CandidatesSpec& rule, uint64_t step) {
-  if (step > rule.end_step()) return 1;
-  return static_cast<double>(step - rule.start_step()) /
-         static_cast<double>(rule.end_step() - rule.start_step());
-}
-
-// Whole layers: one at start_step, the last at end_step.
-int64_t LayersAdded(double share, int64_t layers) {
-  if (layers <= 1) return layers;
-  return 1 + static_cast<int64_t>(share * static_cast<double>(layers - 1));
+// floor(all * the share of the way from start_step to end_step); exact.
+int64_t PartAdded(const CandidateInputs& in, int64_t all) {
+  const uint64_t steps = in.rule->end_step() - in.rule->start_step();
+  return static_cast<int64_t>(static_cast<uint64_t>(all) * (in.step - in.rule->start_step()) /
+                              steps);
 }
 
 }  // namespace
@@ -36,10 +30,11 @@ int64_t CandidateCount(const CandidateInputs& in) {
   if (in.step > in.rule->end_step() || in.rule->start_step() == in.rule->end_step()) {
     return in.experts;
   }
-  const double share = ShareAdded(*in.rule, in.step);
-  if (!stepwise) return from + static_cast<int64_t>(share * static_cast<double>(in.experts - from));
+  if (!stepwise) return from + PartAdded(in, in.experts - from);
+  // Whole layers: one at start_step, the last at end_step.
   const int64_t layers = (in.experts - from + in.own - 1) / in.own;
-  return std::min(in.experts, from + LayersAdded(share, layers) * in.own);
+  const int64_t added = layers == 0 ? 0 : 1 + PartAdded(in, layers - 1);
+  return std::min(in.experts, from + added * in.own);
 }
 
 at::Tensor CandidateMask(const CandidateInputs& in) {
