@@ -119,34 +119,58 @@ class Sizer {
 
   // How many nodes of a parameter's tree of sums a rank has.
   struct TreeNodes {
-    int64_t most = 0;  // between two rounds
+    int64_t most = 0;  // between two uses
     int64_t last = 0;  // after the last one
     int64_t open = 0;  // leaves that a round adds, at most
   };
 
-  int64_t Cover(int64_t begin, int64_t end, int uses) const {
-    if (begin >= end) return 0;
-    return static_cast<int64_t>(
-        SumTree(plan_.micro_batches * uses).Cover(begin * uses, end * uses).size());
+  // The tree's nodes over leaves that come as ascending ranges.
+  class Nodes {
+   public:
+    explicit Nodes(int64_t leaves) : tree_(leaves) {}
+    void Add(int64_t begin, int64_t end) {
+      if (begin != end_) Flush(begin);
+      end_ = end;
+    }
+    int64_t Count() {
+      Flush(end_);
+      return count_;
+    }
+
+   private:
+    void Flush(int64_t next) {
+      if (begin_ < end_) count_ += static_cast<int64_t>(tree_.Cover(begin_, end_).size());
+      begin_ = end_ = next;
+    }
+
+    const SumTree tree_;
+    int64_t begin_ = 0, end_ = 0, count_ = 0;
+  };
+
+  // Of the micro-batches of `sources` up to round `rounds`, of whose own micro-batches the last
+  // `used` of `uses` leaves are there: backward comes to the last use first.
+  int64_t NodesAfter(std::span<const int> sources, int uses, int64_t rounds, int used) const {
+    Nodes nodes(plan_.micro_batches * uses);
+    for (const int data : sources) {
+      const int64_t first = plan_.begin(data), last = std::min(first + rounds, plan_.end(data));
+      const bool partly = last == first + rounds && used < uses;
+      nodes.Add(first * uses, (partly ? last - 1 : last) * uses);
+      if (partly) nodes.Add(last * uses - used, last * uses);
+    }
+    return nodes.Count();
   }
 
   // Of the micro-batches of `sources`, each of which brings one a round.
   TreeNodes NodesOf(std::span<const int> sources, int uses) const {
     TreeNodes nodes;
     for (int64_t rounds = 1; rounds <= plan_.rounds(); ++rounds) {
-      int64_t sums = 0, begin = 0, end = 0, active = 0;
-      for (const int data : sources) {
-        const int64_t first = plan_.begin(data), last = std::min(first + rounds, plan_.end(data));
-        active += last == first + rounds;
-        if (first != end) {
-          sums += Cover(begin, end, uses);
-          begin = first;
-        }
-        end = last;
-      }
-      nodes.last = sums + Cover(begin, end, uses);
-      nodes.most = std::max(nodes.most, nodes.last);
+      int64_t active = 0;
+      for (const int data : sources) active += plan_.begin(data) + rounds <= plan_.end(data);
       nodes.open = std::max(nodes.open, active);
+      for (int used = 1; used <= uses; ++used) {
+        nodes.last = NodesAfter(sources, uses, rounds, used);
+        nodes.most = std::max(nodes.most, nodes.last);
+      }
     }
     return nodes;
   }
