@@ -220,8 +220,30 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"RebalanceForNothing", "elastic { rebalance_ratio: 1 }",
                 "elastic.rebalance_ratio: must be 0 (never) or at least 1.05, not 1: placements "
                 "that are as good would take turns"},
-        Refusal{"UnknownRecipe", "recipe { preset: 'magic' }",
-                "recipe.preset: there is no recipe \"magic\"; there is: top_k"}),
+        Refusal{"GroupsOfUnequalSize", "recipe { router { select { groups: 3 } } }",
+                "recipe.router.select.groups: must divide model.moe.experts (8), not 3"},
+        Refusal{"MoreGroupsThanThereAre",
+                "recipe { router { select { groups: 2 group_limit: 3 } } }",
+                "recipe.router.select.group_limit: must be at most groups (2), not 3"},
+        Refusal{"GroupsWithTooFewExperts",
+                "recipe { router { select { groups: 8 group_limit: 1 } } }",
+                "recipe.router.select.group_limit: 1 groups of 1 experts have fewer than "
+                "model.moe.active (2)"},
+        Refusal{"BalanceGroupsOfUnequalSize", "recipe { router { balance { groups: 5 } } }",
+                "recipe.router.balance.groups: must divide model.moe.experts (8), not 5"},
+        Refusal{"FewerCandidatesThanActive",
+                "recipe { router { select { candidates { mode: RANDOM_ALL from: 1 } } } }",
+                "recipe.router.select.candidates.from: must be at least model.moe.active (2), "
+                "not 1"},
+        Refusal{"CandidatesThatEndBeforeTheyStart",
+                "recipe { router { select { candidates { mode: RANDOM_ALL start_step: 5 "
+                "end_step: 2 } } } }",
+                "recipe.router.select.candidates.start_step: must be at most end_step (2), not 5"},
+        Refusal{"CandidatesWithinGroups",
+                "recipe { router { select { groups: 4 group_limit: 2 "
+                "candidates { mode: RANDOM_ALL } } } }",
+                "recipe.router.select.candidates: with select.group_limit: the groups that are "
+                "left may have fewer candidates than model.moe.active; take one of the two"}),
     [](const auto& refusal) { return refusal.param.label; });
 
 TEST(ValidateJob, AsksForATokenizerOrAVocabulary) {

@@ -24,6 +24,15 @@ TEST(Recipe, ThePresetFillsWhatIsNotGiven) {
   EXPECT_FALSE(router.select().has_capacity_factor());
 }
 
+TEST(Recipe, AnUnknownPresetIsRefusedWithTheKnownOnes) {
+  JobSpec spec;
+  spec.mutable_recipe()->set_preset("magic");
+  const std::vector<JobProblem> problems = ApplyPreset(&spec);
+  ASSERT_EQ(problems.size(), 1u);
+  EXPECT_EQ(problems[0].path, "recipe.preset");
+  EXPECT_THAT(problems[0].message, HasSubstr("there is no preset \"magic\"; there are: top_k, "));
+}
+
 TEST(Recipe, ApplyingAPresetTwiceChangesNothing) {
   JobSpec once;
   ASSERT_TRUE(ApplyPreset(&once).empty());
