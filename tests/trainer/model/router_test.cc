@@ -10,7 +10,9 @@
 #include "trainer/model/pair_sort.h"
 #include "trainer/model/router/balance.h"
 #include "trainer/model/router/capacity.h"
+#include "trainer/model/router/score.h"
 #include "trainer/model/router/select.h"
+#include "trainer/model/router/weight.h"
 
 namespace moesaic {
 namespace {
@@ -75,6 +77,68 @@ TEST(Weight, SoftmaxThenTopKRenormalisedIsSoftmaxOverTheChosenLogits) {
       Router({.rule = Rule(), .experts = 6, .active = 3}).Route({.logits = logits});
   const at::Tensor expected = at::softmax(logits.gather(1, routing.selected), 1);
   EXPECT_LT(RelativeError(routing.weight, expected), 1e-6);
+}
+
+TEST(Select, AboveAThresholdAsManyAsThereAre) {
+  const at::Tensor scores = at::tensor({0.1f, 0.5f, 0.4f,  //
+                                        0.2f, 0.2f, 0.2f,  //
+                                        0.9f, 0.1f, 0.0f})
+                                .view({3, 3});
+  const at::Tensor selected = SelectAbove(scores, 0.2f);
+  EXPECT_THAT(Row(selected, 0), ElementsAre(1, 2));
+  EXPECT_THAT(Row(selected, 1), ElementsAre(-1, -1));
+  EXPECT_THAT(Row(selected, 2), ElementsAre(0, -1));
+  EXPECT_EQ(SelectAbove(scores, 1).size(1), 1);
+  EXPECT_EQ(SelectAbove(scores.narrow(0, 0, 0), 0.2f).size(0), 0);
+}
+
+// Tokens that take none, one and three experts.
+TEST(Weight, OfAVaryingFanOutHasTheGradientOfItsDefinition) {
+  const at::Tensor scores = at::softmax(RandomLogits(3, 4), 1);
+  const at::Tensor selected =
+      at::tensor({-1, -1, -1, 2, -1, -1, 0, 1, 3}, at::kLong).view({3, 3});
+  const at::Tensor towards = RandomLogits(3, 3, 2);
+  for (const bool renormalize : {false, true}) {
+    WeightSpec rule;
+    rule.set_renormalize(renormalize);
+    rule.set_scale(2.5);
+    const auto value = [&](const at::Tensor& s) {
+      return (SelectedWeights(rule, s, selected) * towards).to(at::kDouble).sum().item<double>();
+    };
+    const at::Tensor weights = SelectedWeights(rule, scores, selected);
+    EXPECT_TRUE(weights.select(0, 0).eq(0).all().item<bool>());
+    at::Tensor gradient = at::zeros_like(scores);
+    SelectedWeightsBackward(rule, scores, selected, towards, gradient);
+    for (int64_t i = 0; i < scores.numel(); ++i) {
+      constexpr float kStep = 1e-2;
+      at::Tensor up = scores.clone(), down = scores.clone();
+      up.view(-1)[i] += kStep;
+      down.view(-1)[i] -= kStep;
+      EXPECT_NEAR(gradient.view(-1)[i].item<float>(), (value(up) - value(down)) / (2 * kStep), 2e-2)
+          << i << " " << renormalize;
+    }
+  }
+}
+
+// f_i of a varying fan-out has a mean of 1, or grows with the fan-out where the rule's K is given.
+TEST(Balance, OfAVaryingFanOut) {
+  BalanceSpec rule;
+  rule.set_coefficient(0.5);
+  const at::Tensor probabilities = at::full({2, 4}, 0.25f);
+  BalanceInputs inputs = {.rule = &rule,
+                          .score = &FindScore(SOFTMAX),
+                          .logits = at::zeros({2, 4}),
+                          .scores = probabilities,
+                          .selected = at::tensor({0, 1, 3, 2, -1, -1}, at::kLong).view({2, 3})};
+  EXPECT_NEAR(BalanceLoss(inputs), 0.5, 1e-12);
+  inputs.fan_out = 1;
+  EXPECT_NEAR(BalanceLoss(inputs), 0.5 * 2, 1e-12);  // two experts a token
+  inputs.fan_out = 0;
+  inputs.selected = at::full({2, 3}, -1, at::kLong);
+  EXPECT_EQ(BalanceLoss(inputs), 0);
+  at::Tensor dscores = at::zeros_like(probabilities), dlogits = at::zeros_like(probabilities);
+  BalanceLossBackward(inputs, 1, dscores, dlogits);
+  EXPECT_TRUE(dscores.eq(0).all().item<bool>());
 }
 
 // The canonical loss is alpha whenever the counts or the probabilities are uniform.

@@ -80,7 +80,8 @@ class Prices {
   const std::vector<double>& values() const { return prices_; }
 
  private:
-  // f_i, whose mean over the candidates is 1.
+  // f_i, whose mean over the candidates is 1 unless `fan_out` says otherwise. All 0 where nothing was
+  // chosen.
   std::vector<double> Frequencies(const at::Tensor& selected) const {
     std::vector<double> counts;
     if (in_.rule->scope() == GLOBAL && in_.load.defined()) {
@@ -92,8 +93,8 @@ class Prices {
       counts.assign(own.begin(), own.end());
     }
     const double candidates = CandidateSum(std::vector<double>(counts.size(), 1));
-    const double scale = candidates / CandidateSum(counts);
-    for (double& count : counts) count *= scale;
+    const double chosen = in_.fan_out > 0 ? in_.fan_out * tokens_ : CandidateSum(counts);
+    for (double& count : counts) count *= chosen > 0 ? candidates / chosen : 0;
     return counts;
   }
 

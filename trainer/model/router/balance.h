@@ -3,6 +3,7 @@
 //
 //   expert:  alpha  * sum_i f_i P_i,       f_i = E / (K T') * count_i       (no gradient)
 //                                          P_i = mean over tokens of p_i
+//     K: experts a token; where that varies, its mean, so that the mean f_i is 1 all the same.
 //     p: the scores where they sum to 1 (softmax), else the scores divided by their sum over all E.
 //     (Fedus et al., "Switch Transformers", 2022, eq. 4; Dai et al., DeepSeekMoE, eq. 12-14.)
 //   group:   alpha2 * sum_j f'_j P'_j,     f'_j = mean of f_i, P'_j = sum of P_i over group j
@@ -29,13 +30,16 @@ struct BalanceInputs {
   const ScoreKind* score = nullptr;
   at::Tensor logits;          // fp32 [T, E]
   at::Tensor scores;          // fp32 [T, E]
-  at::Tensor selected;        // int64 [T, K]: what counts, before any drop
+  at::Tensor selected;        // int64 [T, K]: what counts, before any drop; -1: no expert
   int64_t sequences = 1;      // divides T
   int64_t groups = 1;         // D; divides E
   int64_t group_limit = 1;    // M
   // bool [E]: the losses are over these experts alone, E stands for their number and p for the scores
   // divided by the sum of theirs; undefined: all.
   at::Tensor candidates = {};
+  // K where f_i is not to have a mean of 1: the losses then grow with the experts a token takes. 0:
+  // as above.
+  double fan_out = 0;
   // fp32 [E], for BalanceScope GLOBAL: chosen pairs of each expert over the global batch of the step
   // before; undefined or all zero: not known, the micro-batch's own.
   at::Tensor load = {};

@@ -47,6 +47,27 @@ at::Tensor SelectTopK(const at::Tensor& scores, int64_t active) {
   return selected;
 }
 
+at::Tensor SelectAbove(const at::Tensor& scores, float threshold) {
+  const int64_t tokens = scores.size(0);
+  int64_t widest = 1;
+  for (int64_t t = 0; t < tokens; ++t) {
+    const auto above = std::ranges::count_if(RowOf(scores, t), [&](float s) { return s > threshold; });
+    widest = std::max<int64_t>(widest, above);
+  }
+  at::Tensor selected = at::full({tokens, widest}, -1, at::kLong);
+  int64_t* ids = selected.data_ptr<int64_t>();
+  ParallelFor(tokens, kRouterRowGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const std::span<const float> s = RowOf(scores, row);
+      int64_t* next = ids + row * widest;
+      for (size_t e = 0; e < s.size(); ++e) {
+        if (s[e] > threshold) *next++ = static_cast<int64_t>(e);
+      }
+    }
+  });
+  return selected;
+}
+
 at::Tensor BiasedScores(const at::Tensor& scores, const at::Tensor& bias) {
   return bias.defined() ? at::add(scores, bias) : scores;
 }

@@ -15,6 +15,10 @@ namespace moesaic {
 // expert id. scores fp32 [n, E], K <= E -> int64 [n, K].
 at::Tensor SelectTopK(const at::Tensor& scores, int64_t active);
 
+// The experts of each row whose score is above `threshold`, by id: as many as there are, then -1.
+// scores fp32 [n, E] -> int64 [n, K], K the most of a row, at least 1.
+at::Tensor SelectAbove(const at::Tensor& scores, float threshold);
+
 // scores + bias, fp32 [n, E]. An undefined bias is none (and `scores` itself is returned).
 at::Tensor BiasedScores(const at::Tensor& scores, const at::Tensor& bias);
 

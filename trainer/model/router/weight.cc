@@ -23,7 +23,10 @@ at::Tensor SelectedWeights(const WeightSpec& rule, const at::Tensor& scores,
       const std::span<const float> s = RowOf(scores, row);
       const std::span<float> w = MutableRowOf(weights, row);
       float sum = 0;
-      for (int64_t k = 0; k < active; ++k) sum += w[k] = s[ids[row * active + k]];
+      for (int64_t k = 0; k < active; ++k) {
+        const int64_t expert = ids[row * active + k];
+        sum += w[k] = expert < 0 ? 0 : s[expert];
+      }
       const float factor = rule.renormalize() ? scale / (sum + kTiny) : scale;
       for (float& v : w) v *= factor;
     }
@@ -46,10 +49,12 @@ void SelectedWeightsBackward(const WeightSpec& rule, const at::Tensor& scores,
       float sum = kTiny;
       float inner = 0;  // sum_k s_k dw_k
       for (int64_t k = 0; k < active; ++k) {
+        if (chosen[k] < 0) continue;
         sum += s[chosen[k]];
         inner += s[chosen[k]] * dw[k];
       }
       for (int64_t k = 0; k < active; ++k) {
+        if (chosen[k] < 0) continue;
         ds[chosen[k]] += rule.renormalize() ? scale * (dw[k] - inner / sum) / sum : scale * dw[k];
       }
     }

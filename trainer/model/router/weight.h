@@ -8,7 +8,7 @@
 namespace moesaic {
 
 // w = scale * s_selected, divided by (their sum + 1e-20) where the rule renormalises.
-// scores fp32 [n, E], selected int64 [n, K] without -1 -> fp32 [n, K].
+// scores fp32 [n, E], selected int64 [n, K] -> fp32 [n, K], 0 where there is no expert (-1).
 at::Tensor SelectedWeights(const WeightSpec& rule, const at::Tensor& scores,
                            const at::Tensor& selected);
 
