@@ -1,9 +1,7 @@
 """Every job file of configs/ trains for a few steps, on less data a step; those of published models are
 planned."""
 
-import os
 import pathlib
-import shutil
 
 from harness import EndToEndTest, main
 
@@ -19,12 +17,7 @@ class ConfigsTest(EndToEndTest):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        os.makedirs(cls.path("corpus", "bench"))
-        shutil.copy(cls.path("bpe.model"), cls.path("corpus"))
-        for part in ("train", "validation"):
-            for end in ("bin", "idx"):
-                for folder in ("corpus", "corpus/bench"):
-                    shutil.copy(cls.path(f"{part}.{end}"), cls.path(folder))
+        cls.copy_corpora("corpus", "corpus/bench")
 
     def test_each_trains(self):
         files = sorted(file for file in CONFIGS.rglob("*.yaml") if file.parent != PUBLISHED)

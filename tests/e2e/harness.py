@@ -97,15 +97,15 @@ class Result:
 class Job:
     """A job file in its own run folder runs/<name>."""
 
-    def __init__(self, test, name, sets=()):
-        self.test, self.name = test, name
-        self.sets = [f"name={name}", *sets]
+    def __init__(self, test, name, sets=(), file="job.yaml"):
+        self.test, self.name, self.file = test, name, file
         self.run_dir = test.path("runs", name)
+        self.sets = [f"name={name}", f"run.dir={self.run_dir}", *sets]
         self.checkpoints = os.path.join(self.run_dir, "checkpoints")
 
     def command(self, sets=(), arguments=()):
         flags = [word for value in [*self.sets, *sets] for word in ("--set", value)]
-        return ["run", "-f", "job.yaml", "-o", "json", *flags, *arguments]
+        return ["run", "-f", self.file, "-o", "json", *flags, *arguments]
 
     def run(self, sets=(), arguments=()):
         return self.test.moesaic(*self.command(sets, arguments))
@@ -199,6 +199,14 @@ class EndToEndTest(unittest.TestCase):
         for pid in cls.processes(""):
             os.kill(pid, signal.SIGKILL)
         shutil.rmtree(cls.folder)
+
+    @classmethod
+    def copy_corpora(cls, *folders):
+        """Where the job files of configs/ look for them."""
+        for folder in folders:
+            os.makedirs(cls.path(folder), exist_ok=True)
+            for name in ("bpe.model", "train.bin", "train.idx", "validation.bin", "validation.idx"):
+                shutil.copy(cls.path(name), cls.path(folder))
 
     @classmethod
     def path(cls, *parts):
