@@ -35,6 +35,7 @@ namespace {
 struct BenchOptions {
   std::string job;
   std::string precision = "fp32";
+  std::vector<std::string> sets;
   int steps = 8;
   int warmup = 3;
   bool floor = true;
@@ -78,6 +79,7 @@ JobSpec LoadBenchJob(const BenchOptions& options, int ranks) {
   sources.text = *std::move(text);
   sources.sets = {"train.precision=" + options.precision,
                   "train.global_batch=" + std::to_string(8 * ranks)};
+  sources.sets.insert(sources.sets.end(), options.sets.begin(), options.sets.end());
   auto job = LoadJob(sources);
   if (!job.ok()) throw std::runtime_error(std::string(job.status().message()));
   return job->spec;
@@ -240,6 +242,7 @@ int main(int argc, char** argv) {
   CLI::App app("Measures training steps.");
   app.add_option("--job", options.job, "A file of configs/bench/")->required();
   app.add_option("--precision", options.precision)->check(CLI::IsMember({"fp32", "bf16"}));
+  app.add_option("--set", options.sets, "KEY=VALUE of the job; may be repeated")->take_all();
   app.add_option("--steps", options.steps)->check(CLI::Range(1, 100000));
   app.add_option("--warmup", options.warmup)->check(CLI::Range(0, 100000));
   app.add_flag("!--no-floor", options.floor, "Do not measure the floor");
