@@ -398,6 +398,11 @@ class CrossFieldRules {
       Report("recipe.router.balance.groups", "must divide model.moe.experts (",
              spec_.model().moe().experts(), "), not ", balance.groups());
     }
+    if (balance.pool_coefficient() > 0 && spec_.recipe().experts().reuse() <= 1) {
+      Report("recipe.router.balance.pool_coefficient",
+             "needs layers that share experts (recipe.experts.reuse); for a layer's own there is "
+             "balance.coefficient");
+    }
   }
 
   const JobSpec& spec_;

@@ -71,6 +71,8 @@ struct PassScalars {
   int64_t dropped = 0;      // (token, expert) pairs beyond capacity
   // By MoE layer, by expert: chosen pairs of this micro-batch, before any drop.
   std::vector<std::vector<int64_t>> expert_counts;
+  // The same of the tokens' probabilities; empty where no loss is over the layers of a pool.
+  std::vector<std::vector<double>> probability_sums;
 };
 
 struct PassOptions {

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
 #include "parallel/expert/grouped_linear.h"
 #include "trainer/model/kernels/kernels.h"
 
@@ -73,15 +75,6 @@ void ReportExperts(const at::Tensor& dy, const at::Tensor& x, std::span<const Ex
   }
 }
 
-void RecordRouting(const Routing& routing, int moe_index, PassScalars& scalars) {
-  scalars.aux_loss += routing.aux_loss;
-  scalars.dropped += routing.dropped;
-  if (static_cast<int>(scalars.expert_counts.size()) <= moe_index) {
-    scalars.expert_counts.resize(moe_index + 1);
-  }
-  scalars.expert_counts[moe_index] = routing.counts;
-}
-
 }  // namespace
 
 MoeLayer::MoeLayer(const MoeConfig& config, Router router, ExpertPool pool,
@@ -127,6 +120,37 @@ RouteInputs MoeLayer::InputsOf(const at::Tensor& logits, const PassContext& cont
   return route;
 }
 
+void MoeLayer::Record(const Saved& saved, PassScalars& scalars) const {
+  const Routing& routing = saved.routing;
+  const size_t layers = config_.moe_index + 1;
+  scalars.aux_loss += routing.aux_loss;
+  scalars.dropped += routing.dropped;
+  scalars.expert_counts.resize(std::max(scalars.expert_counts.size(), layers));
+  scalars.expert_counts[config_.moe_index] = routing.counts;
+  if (router_.pool_coefficient() == 0) return;
+  scalars.probability_sums.resize(std::max(scalars.probability_sums.size(), layers));
+  scalars.probability_sums[config_.moe_index] = router_.ProbabilitySums(saved.route, routing);
+  const bool is_last = config_.use + 1 == static_cast<int>(pool_.layers().size());
+  if (is_last) scalars.aux_loss += PoolLoss(scalars, saved.x.size(0));
+}
+
+std::vector<double> MoeLayer::PoolPricesOf(const PassScalars& scalars, int64_t tokens) const {
+  if (router_.pool_coefficient() == 0 || tokens == 0) return {};
+  const std::span<const std::vector<int64_t>> counts = scalars.expert_counts;
+  return PoolPrices(router_.pool_coefficient(),
+                    counts.subspan(config_.moe_index - config_.use, pool_.layers().size()), tokens);
+}
+
+double MoeLayer::PoolLoss(const PassScalars& scalars, int64_t tokens) const {
+  const std::vector<double> prices = PoolPricesOf(scalars, tokens);
+  double loss = 0;
+  for (int layer = config_.moe_index - config_.use; layer <= config_.moe_index; ++layer) {
+    const std::vector<double>& sums = scalars.probability_sums[layer];
+    for (size_t i = 0; i < prices.size(); ++i) loss += prices[i] * sums[i];
+  }
+  return loss;
+}
+
 DispatchPlan MoeLayer::Plan(const MicroBatch& batch, std::span<const int64_t> counts) const {
   const std::vector<int64_t> ids = RoundIds(batch, parallel_.mesh->expert_size());
   std::vector<int64_t> all(counts.begin(), counts.end());
@@ -160,7 +184,7 @@ Bundle MoeLayer::Forward(const at::Tensor& x, const Bundle& residual, PassContex
       logits_.Forward(x, residual.router_state, weights, saved.logits);
   saved.route = InputsOf(routed.logits, context);
   saved.routing = router_.Route(saved.route);
-  RecordRouting(saved.routing, config_.moe_index, *context.scalars);
+  Record(saved, *context.scalars);
   scope.Switch(Part::kPermute);
   saved.pairs = SortByExpert(saved.routing.expert, router_.experts());
   scope.Switch(Part::kExchange);
@@ -223,7 +247,8 @@ Bundle MoeLayer::BackwardInput(const Bundle& grad_out, PassContext& context, Sav
   CombineRows(dsorted, saved.pairs.position, {}, add, dx);
   scope.Switch(Part::kRouter);
   const at::Tensor dlogits =
-      router_.Backward(saved.route, saved.routing, dweight, context.options->aux_scale);
+      router_.Backward(saved.route, saved.routing, dweight, context.options->aux_scale,
+                       PoolPricesOf(*context.scalars, saved.x.size(0)));
   const RouterLogits::InputGradients through =
       logits_.BackwardInput(dlogits, grad_out.router_state, weights, saved.logits);
   return {dx.add_(through.dx), through.dstate};

@@ -86,6 +86,11 @@ class MoeLayer {
  private:
   bool Exchanges() const { return parallel_.mesh->expert_size() > 1; }
   RouteInputs InputsOf(const at::Tensor& logits, const PassContext& context) const;
+  void Record(const Saved& saved, PassScalars& scalars) const;
+  // The loss over the pool's layers, once the last of them has routed.
+  double PoolLoss(const PassScalars& scalars, int64_t tokens) const;
+  // PoolPrices of this layer's pool; empty where there is no such loss.
+  std::vector<double> PoolPricesOf(const PassScalars& scalars, int64_t tokens) const;
   DispatchPlan Plan(const MicroBatch& batch, std::span<const int64_t> counts) const;
   // received -> the experts' outputs, in the same order.
   at::Tensor RunExperts(WeightSource& weights, Saved& saved) const;

@@ -109,6 +109,7 @@ class Reference {
     AddAux(z, s, mask, 
            biased ? TopMask(s.detach().masked_fill(candidates_ == 0, -INFINITY), active) : mask,
            prefix);
+    AddPoolAux(s, mask, layer);
 
     if (rule.select().has_capacity_factor()) {
       const double capacity =
@@ -204,6 +205,20 @@ class Reference {
     }
   }
 
+  // beta * U * sum_e f_e P_e over the tokens of all layers of a pool of U experts, once its last layer is
+  // there.
+  void AddPoolAux(const at::Tensor& s, const at::Tensor& mask, int layer) {
+    const at::Tensor available = s * candidates_;
+    pool_p_.push_back(available / available.sum(1, true));
+    pool_mask_.push_back(mask);
+    if (pool_p_.size() < catalog_.PoolLayers(layer).size()) return;
+    const at::Tensor f = at::cat(pool_mask_).sum(0) / at::cat(pool_mask_).sum();
+    const double beta = spec_.recipe().router().balance().pool_coefficient();
+    aux_ = aux_ + beta * static_cast<double>(s.size(1)) * (f * at::cat(pool_p_).mean(0)).sum();
+    pool_p_.clear();
+    pool_mask_.clear();
+  }
+
   // DeepSeekMoE eq. 12-17 and DeepSeek-V2 eq. 29-31, over the tokens given.
   at::Tensor AuxOfPart(const at::Tensor& p, const at::Tensor& mask,
                        const std::string& prefix) const {
@@ -230,6 +245,9 @@ class Reference {
 
   at::Tensor state_;       // of the recurrent router
   at::Tensor candidates_;  // of the layer
+  // Of the layers of the pool so far.
+  std::vector<at::Tensor> pool_p_;
+  std::vector<at::Tensor> pool_mask_;
   const JobSpec& spec_;
   const ModelSpec& model_;
   const ParameterCatalog& catalog_;

@@ -121,6 +121,15 @@ INSTANTIATE_TEST_SUITE_P(
              "model { layers: 4 moe { pattern { every: 1 first: 0 } } } train { steps: 1000 } "
              "recipe { preset: 'rexmoe' experts { reuse: 2 } router { balance { coefficient: 0.4 } "
              "select { candidates { mode: RANDOM_ALL } } } }", false, 400},
+        Case{"ReXMoePoolBalance",
+             "model { layers: 5 moe { pattern { every: 1 first: 0 } } } train { steps: 1000 } "
+             "recipe { preset: 'rexmoe' experts { reuse: 2 } router { balance { coefficient: 0.2 "
+             "pool_coefficient: 0.6 scope: SEQUENCE } select { candidates { mode: LOCAL_FIRST } } } }",
+             false, 400},
+        Case{"ReXMoePoolBalanceOfSigmoids",
+             "model { layers: 3 moe { pattern { every: 1 first: 0 } } } "
+             "recipe { preset: 'deepseek_v3' experts { reuse: 3 } router { balance { coefficient: 0 "
+             "pool_coefficient: 0.6 } } }"},
         Case{"ReXMoeWithABias",
              "model { layers: 4 moe { pattern { every: 1 first: 0 } } } train { steps: 1000 } "
              "recipe { preset: 'deepseek_v3' experts { reuse: 2 } "

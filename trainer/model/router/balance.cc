@@ -41,8 +41,9 @@ double Total(const BalanceInputs& in, std::span<const float> scores) {
   return std::max(total, kLeastTotal);
 }
 
-bool HasPrices(const BalanceSpec& rule) {
-  return rule.coefficient() != 0 || rule.group_coefficient() != 0 || rule.communication() != 0;
+bool HasPrices(const BalanceInputs& in) {
+  return in.rule->coefficient() != 0 || in.rule->group_coefficient() != 0 ||
+         in.rule->communication() != 0 || !in.pool_prices.empty();
 }
 
 // Tokens with an expert in each group.
@@ -147,7 +148,11 @@ std::vector<Part> PartsOf(const BalanceInputs& in) {
   for (int64_t part = 0; part < parts; ++part) {
     const at::Tensor selected = in.selected.narrow(0, part * tokens, tokens);
     result.push_back({part * tokens, tokens, Prices(in, selected).values()});
-    for (double& price : result.back().prices) price /= static_cast<double>(parts);
+    std::vector<double>& prices = result.back().prices;
+    for (size_t i = 0; i < prices.size(); ++i) {
+      prices[i] /= static_cast<double>(parts);
+      if (!in.pool_prices.empty() && IsCandidate(in, i)) prices[i] += in.pool_prices[i];
+    }
   }
   return result;
 }
@@ -158,7 +163,7 @@ double BalanceLoss(const BalanceInputs& in) {
   const int64_t tokens = in.scores.size(0);
   if (tokens == 0) return 0;
   double balance = 0;
-  if (HasPrices(*in.rule)) {
+  if (HasPrices(in)) {
     for (const Part& part : PartsOf(in)) {
       for (int64_t t = part.first; t < part.first + part.tokens; ++t) {
         const std::span<const float> s = RowOf(in.scores, t);
@@ -181,7 +186,7 @@ double BalanceLoss(const BalanceInputs& in) {
 void BalanceLossBackward(const BalanceInputs& in, double factor, at::Tensor& dscores,
                          at::Tensor& dlogits) {
   if (in.scores.size(0) == 0) return;
-  if (HasPrices(*in.rule)) {
+  if (HasPrices(in)) {
     for (const Part& part : PartsOf(in)) {
       at::Tensor dpart = dscores.narrow(0, part.first, part.tokens);
       const std::vector<double>& prices = part.prices;
@@ -209,6 +214,32 @@ void BalanceLossBackward(const BalanceInputs& in, double factor, at::Tensor& dsc
       }
     });
   }
+}
+
+std::vector<double> ProbabilitySums(const BalanceInputs& in) {
+  std::vector<double> sums(in.scores.size(1));
+  for (int64_t t = 0; t < in.scores.size(0); ++t) {
+    const std::span<const float> s = RowOf(in.scores, t);
+    const double total = Total(in, s);
+    for (size_t i = 0; i < s.size(); ++i) sums[i] += IsCandidate(in, i) ? s[i] / total : 0;
+  }
+  return sums;
+}
+
+std::vector<double> PoolPrices(double beta, std::span<const std::vector<int64_t>> counts,
+                               int64_t tokens) {
+  std::vector<double> prices(counts.front().size());
+  double chosen = 0;
+  for (const std::vector<int64_t>& layer : counts) {
+    for (size_t i = 0; i < prices.size(); ++i) {
+      prices[i] += static_cast<double>(layer[i]);
+      chosen += static_cast<double>(layer[i]);
+    }
+  }
+  if (chosen == 0) return prices;
+  const double seen = static_cast<double>(counts.size()) * static_cast<double>(tokens);
+  for (double& price : prices) price *= beta * static_cast<double>(prices.size()) / chosen / seen;
+  return prices;
 }
 
 }  // namespace moesaic

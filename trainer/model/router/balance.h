@@ -12,13 +12,19 @@
 //     j, D groups of which a token may use M   (DeepSeek-V2, eq. 29-31)
 //   z-loss:  c * mean over tokens of logsumexp(logits)^2               (Zoph et al., ST-MoE, 2022)
 //
-// Each of the first three is its coefficient at perfect balance, and linear in p: together they are
-// one price an expert that every token of a part pays.
+//   pool:    beta * sum_e f_e P_e over the experts of a pool that r layers share, with the counts of all r
+//     layers and the mean of p over their tokens: so that no expert is starved by all layers at once
+//     (ReXMoE, section 3.3, "physical level"). Over the logical micro-batch, whatever the scope.
+//
+// Each but the z-loss is its coefficient at perfect balance, and linear in p: together they are one
+// price an expert that every token of a part pays.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <span>
+#include <vector>
 
 #include "proto/job.pb.h"
 #include "trainer/model/router/score.h"
@@ -43,14 +49,24 @@ struct BalanceInputs {
   // fp32 [E], for BalanceScope GLOBAL: chosen pairs of each expert over the global batch of the step
   // before; undefined or all zero: not known, the micro-batch's own.
   at::Tensor load = {};
+  // By expert, what a token pays for p_e beside (PoolPrices); empty: nothing.
+  std::span<const double> pool_prices = {};
 };
 
-// The loss; 0 when T is 0. Sums run in token order, in double.
+// The loss, without the pool's; 0 when T is 0. Sums run in token order, in double.
 double BalanceLoss(const BalanceInputs& inputs);
 
-// Adds factor * d(the first three)/d(scores) to dscores, which the score's backward still has to
+// Adds factor * d(all but the z-loss)/d(scores) to dscores, which the score's backward still has to
 // pass, and factor * d(z-loss)/d(logits) to dlogits. Both fp32 [T, E].
 void BalanceLossBackward(const BalanceInputs& inputs, double factor, at::Tensor& dscores,
                          at::Tensor& dlogits);
+
+// By expert: p_e summed over the tokens; 0 for what was no candidate.
+std::vector<double> ProbabilitySums(const BalanceInputs& inputs);
+
+// By expert: what each token of each layer of a pool pays for p_e, from the pairs that each of its
+// layers chose, by expert, among `tokens` tokens. All 0 where nothing was chosen.
+std::vector<double> PoolPrices(double beta, std::span<const std::vector<int64_t>> counts,
+                               int64_t tokens);
 
 }  // namespace moesaic

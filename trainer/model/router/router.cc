@@ -114,12 +114,20 @@ BalanceInputs Router::BalanceOf(const RouteInputs& inputs, const Routing& routin
   return balance;
 }
 
+std::vector<double> Router::ProbabilitySums(const RouteInputs& inputs,
+                                            const Routing& routing) const {
+  return moesaic::ProbabilitySums(BalanceOf(inputs, routing));
+}
+
 at::Tensor Router::Backward(const RouteInputs& inputs, const Routing& routing,
-                            const at::Tensor& dweight, double aux_scale) const {
+                            const at::Tensor& dweight, double aux_scale,
+                            std::span<const double> pool_prices) const {
   at::Tensor dscores = at::zeros_like(routing.scores);
   SelectedWeightsBackward(config_.rule.weight(), routing.scores, routing.selected, dweight, dscores);
   at::Tensor z_gradient = at::zeros_like(routing.scores);
-  BalanceLossBackward(BalanceOf(inputs, routing), aux_scale, dscores, z_gradient);
+  BalanceInputs balance = BalanceOf(inputs, routing);
+  balance.pool_prices = pool_prices;
+  BalanceLossBackward(balance, aux_scale, dscores, z_gradient);
   at::Tensor dlogits = at::empty_like(routing.scores);
   score_.backward(routing.scores, dscores, dlogits);
   return dlogits.add_(z_gradient);

@@ -6,6 +6,8 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <span>
+#include <vector>
 
 #include "proto/job.pb.h"
 #include "trainer/model/router/balance.h"
@@ -49,11 +51,16 @@ class Router {
 
   Routing Route(const RouteInputs& inputs) const;
 
+  // By expert, of the layer's pool: for the loss over a pool (balance.h).
+  std::vector<double> ProbabilitySums(const RouteInputs& inputs, const Routing& routing) const;
+  // beta of that loss; 0: there is none.
+  double pool_coefficient() const { return config_.rule.balance().pool_coefficient(); }
+
   // The gradient of (a loss with gradient `dweight` fp32 [n, K] at Routing::weight) + aux_scale *
   // aux_loss at the logits: fp32 [n, experts]. dweight of a dropped pair must be 0. `inputs` as they
-  // were for Route.
+  // were for Route. `pool_prices`: BalanceInputs::pool_prices.
   at::Tensor Backward(const RouteInputs& inputs, const Routing& routing, const at::Tensor& dweight,
-                      double aux_scale) const;
+                      double aux_scale, std::span<const double> pool_prices = {}) const;
 
  private:
   // bool [experts]; undefined: all.
