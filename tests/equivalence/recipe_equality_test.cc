@@ -52,6 +52,11 @@ const Case kCases[] = {
     {"RMoeWithDeepSeekV3", "deepseek_v3",
      [](RecipeSpec& recipe) { recipe.mutable_router()->mutable_state()->set_width(8); }},
     {"ReXMoe", "rexmoe", [](RecipeSpec& recipe) { recipe.mutable_experts()->set_reuse(2); }},
+    {"ReXMoeWithPoolBalance", "rexmoe",
+     [](RecipeSpec& recipe) {
+       recipe.mutable_experts()->set_reuse(2);
+       recipe.mutable_router()->mutable_balance()->set_pool_coefficient(0.1);
+     }},
     {"ReXMoeWithABias", "deepseek_v3",
      [](RecipeSpec& recipe) {
        recipe.mutable_experts()->set_reuse(2);

@@ -243,7 +243,10 @@ INSTANTIATE_TEST_SUITE_P(
                 "recipe { router { select { groups: 4 group_limit: 2 "
                 "candidates { mode: RANDOM_ALL } } } }",
                 "recipe.router.select.candidates: with select.group_limit: the groups that are "
-                "left may have fewer candidates than model.moe.active; take one of the two"}),
+                "left may have fewer candidates than model.moe.active; take one of the two"},
+        Refusal{"PoolOfOneLayer", "recipe { router { balance { pool_coefficient: 0.1 } } }",
+                "recipe.router.balance.pool_coefficient: needs layers that share experts "
+                "(recipe.experts.reuse); for a layer's own there is balance.coefficient"}),
     [](const auto& refusal) { return refusal.param.label; });
 
 TEST(ValidateJob, AsksForATokenizerOrAVocabulary) {
