@@ -89,8 +89,8 @@ class RecipeEquality : public ::testing::TestWithParam<Case> {
   JobSpec spec_;
 };
 
-// DSM-10 among them: counts and biases are the same for any ranks and split into micro-batches.
-TEST_P(RecipeEquality, DSM10_AnyLayoutIsBitEqualToOneProcess) {
+// Counts and biases of DeepSeekMoE (DSM-10) and shared experts of ReXMoE (REX-10) among them.
+TEST_P(RecipeEquality, DSM10_REX10_AnyLayoutIsBitEqualToOneProcess) {
   const RunResult one = TrainInProcess(spec_, {}, kSteps);
   for (const auto& [ranks, expert] : {std::pair(2, 2), {2, 1}, {4, 4}, {4, 2}, {3, 3}}) {
     SCOPED_TRACE(testing::Message() << ranks << " ranks, expert " << expert);

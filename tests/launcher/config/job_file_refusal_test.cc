@@ -52,7 +52,7 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"Merge", "  heads: 4\n", "  heads: 4\n  <<: {hidden: 32}\n",
                 "job.yaml:6:3: model: unknown key \"<<\"; the keys here are layers, hidden, heads, "
                 "kv_heads, head_width, sequence, dense_width, vocabulary, tie_head, rope_base, "
-                "norm_epsilon, init_std, moe"},
+                "norm_epsilon, init_std, moe, qk_norm"},
         Refusal{"NotAWord", "  heads: 4\n", "  heads: 4\n  [a]: 1\n",
                 "job.yaml:6:3: model: a key must be a word, not a list"},
         Refusal{"TwoMembersOfAOneof", "micro_batch: 4",

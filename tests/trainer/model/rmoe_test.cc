@@ -228,6 +228,50 @@ TEST(RMoe, RMOE7_ASaturatedUpdateGateKeepsOrForgetsTheState) {
   EXPECT_GT(Largest(z[2]), 0);
 }
 
+// What a stage of a pipeline would send to the next, or back.
+Bundle Sent(const Bundle& bundle) {
+  const auto copy = [](const at::Tensor& t) { return t.defined() ? t.clone() : t; };
+  return {copy(bundle.hidden), copy(bundle.router_state)};
+}
+
+TEST(RMoe, RMOE8_TheBundleIsAllThatCrossesACut) {
+  const JobSpec spec = Job();
+  const SingleRankModel model(spec);
+  const auto weights = RandomWeights(model.catalog(), 5);
+  FixedWeights source(model.catalog(), weights);
+  const MicroBatch batch = RandomMicroBatch(spec, 0, 1);
+  const PassOptions options;
+  TransformerPass whole(model.transformer(), batch, options, source);
+  LeafSink expected(model.catalog());
+  whole.RunForward();
+  whole.RunBackward(expected);
+
+  const auto blocks = model.transformer().blocks();
+  for (size_t cut = 1; cut < blocks.size(); ++cut) {
+    SCOPED_TRACE(blocks[cut]->name());
+    TransformerPass stages[2] = {{model.transformer(), batch, options, source},
+                                 {model.transformer(), batch, options, source}};
+    const auto context = [&](size_t i) -> PassContext& { return stages[i >= cut].contexts()[i]; };
+    LeafSink sink(model.catalog());
+    Bundle bundle;
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      if (i == cut) bundle = Sent(bundle);
+      bundle = blocks[i]->Forward(bundle, context(i));
+    }
+    EXPECT_EQ(stages[1].scalars().loss_sum, whole.scalars().loss_sum);
+    bundle = {};
+    for (size_t i = blocks.size(); i-- > 0;) {
+      if (i + 1 == cut) bundle = Sent(bundle);
+      bundle = blocks[i]->BackwardInput(bundle, context(i));
+      blocks[i]->BackwardWeight(context(i), sink);
+    }
+    ASSERT_EQ(sink.leaves().size(), expected.leaves().size());
+    for (const auto& [leaf, gradient] : expected.leaves()) {
+      EXPECT_TRUE(at::equal(sink.leaves().at(leaf), gradient)) << std::get<0>(leaf);
+    }
+  }
+}
+
 TEST(RMoe, RMOE9_DenseLayersPassTheStateOn) {
   const JobSpec spec =
       SmallJob("model { layers: 3 } recipe { preset: 'rmoe' router { state { width: 6 } } }");
