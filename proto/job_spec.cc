@@ -66,6 +66,11 @@ bool HasRequiredField(const Descriptor& type) {
   return false;
 }
 
+// Parts of a recipe whose absence has a meaning, though all their fields have defaults.
+bool IsPart(const Descriptor& type) {
+  return &type == SpawnSpec::descriptor() || &type == DenseToSparseSpec::descriptor();
+}
+
 void FillMessage(Message* message);
 
 void FillField(const FieldDescriptor& field, Message* message) {
@@ -79,8 +84,9 @@ void FillField(const FieldDescriptor& field, Message* message) {
     for (int k = 0; k < reflection.FieldSize(*message, &field); ++k) {
       FillMessage(reflection.MutableRepeatedMessage(message, &field, k));
     }
-  } else if (reflection.HasField(*message, &field) || (field.real_containing_oneof() == nullptr &&
-                                                       !HasRequiredField(*field.message_type()))) {
+  } else if (reflection.HasField(*message, &field) ||
+             (field.real_containing_oneof() == nullptr && !IsPart(*field.message_type()) &&
+              !HasRequiredField(*field.message_type()))) {
     FillMessage(reflection.MutableMessage(message, &field));
   }
 }
