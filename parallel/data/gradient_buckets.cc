@@ -106,6 +106,7 @@ class GradientBuckets : public GradientReducer {
   void BeginStep(const GradientStep& step) override;
   GradientSlot Open(int parameter, int use, int64_t micro_batch) override;
   void Close(int parameter, int use, int64_t micro_batch) override;
+  void Skip(int parameter, int use, int64_t micro_batch) override;
   void Reduce() override;
   at::Tensor Gradient(int parameter) const override;
   int64_t bytes() const override { return bytes_ + received_bytes_; }
@@ -187,6 +188,12 @@ void GradientBuckets::Close(int parameter, int use, int64_t micro_batch) {
   --buckets_[part.bucket].pending;
   if (lane_ == nullptr) return;
   while (issued_ < buckets_.size() && buckets_[issued_].pending == 0) IssueNext();
+}
+
+void GradientBuckets::Skip(int parameter, int use, int64_t micro_batch) {
+  const GradientSlot slot = Open(parameter, use, micro_batch);
+  if (!slot.accumulate) slot.gradient.zero_();
+  Close(parameter, use, micro_batch);
 }
 
 void GradientBuckets::IssueNext() {

@@ -49,6 +49,7 @@ class GradientTree : public GradientReducer {
   void BeginStep(const GradientStep& step) override;
   GradientSlot Open(int parameter, int use, int64_t micro_batch) override;
   void Close(int parameter, int use, int64_t micro_batch) override;
+  void Skip(int parameter, int use, int64_t micro_batch) override;
   void Reduce() override;
   at::Tensor Gradient(int parameter) const override;
   int64_t bytes() const override { return bytes_; }
@@ -57,6 +58,9 @@ class GradientTree : public GradientReducer {
   void CutBatches(int64_t batch_elements);
   void PlaceRoots(Batch& batch);
   int64_t LeafOf(int parameter, int use, int64_t micro_batch) const;
+  // And it has not been reported.
+  int64_t NewLeafOf(int parameter, int use, int64_t micro_batch) const;
+  void AddLeaf(int parameter, int64_t leaf, at::Tensor value);
   std::vector<std::vector<NodeName>> ShareNames();
   void ReduceBatch(const Batch& batch, const std::vector<std::vector<NodeName>>& names);
   void SendToOwners(const Batch& batch, const std::vector<std::vector<NodeName>>& names);
@@ -134,13 +138,18 @@ int64_t GradientTree::LeafOf(int parameter, int use, int64_t micro_batch) const 
   return micro_batch * held.uses + use;
 }
 
-GradientSlot GradientTree::Open(int parameter, int use, int64_t micro_batch) {
+int64_t GradientTree::NewLeafOf(int parameter, int use, int64_t micro_batch) const {
   const int64_t leaf = LeafOf(parameter, use, micro_batch);
-  Part& part = parts_[parameter];
+  const Part& part = parts_[parameter];
   TORCH_CHECK(!part.closed[leaf] && !part.open.contains(leaf), "[gradients] parameter ", parameter,
               ", use ", use, ", micro-batch ", micro_batch, " is reported twice");
+  return leaf;
+}
+
+GradientSlot GradientTree::Open(int parameter, int use, int64_t micro_batch) {
+  const int64_t leaf = NewLeafOf(parameter, use, micro_batch);
   const at::Tensor memory = Allocate(parameters_[parameter].elements);
-  part.open[leaf] = memory;
+  parts_[parameter].open[leaf] = memory;
   return {memory, false};
 }
 
@@ -150,10 +159,19 @@ void GradientTree::Close(int parameter, int use, int64_t micro_batch) {
   const auto opened = part.open.find(leaf);
   TORCH_CHECK(opened != part.open.end(), "[gradients] parameter ", parameter, ", use ", use,
               ", micro-batch ", micro_batch, ": its slot is not open");
-  std::vector<at::Tensor> freed;
-  part.sums.Add(SumTree::Leaf(leaf), std::move(opened->second), freed);
+  at::Tensor value = std::move(opened->second);
   part.open.erase(opened);
-  part.closed[leaf] = true;
+  AddLeaf(parameter, leaf, std::move(value));
+}
+
+void GradientTree::Skip(int parameter, int use, int64_t micro_batch) {
+  AddLeaf(parameter, NewLeafOf(parameter, use, micro_batch), {});
+}
+
+void GradientTree::AddLeaf(int parameter, int64_t leaf, at::Tensor value) {
+  std::vector<at::Tensor> freed;
+  parts_[parameter].sums.Add(SumTree::Leaf(leaf), std::move(value), freed);
+  parts_[parameter].closed[leaf] = true;
   Recycle(freed);
 }
 
@@ -188,7 +206,7 @@ std::vector<std::vector<NodeName>> GradientTree::ShareNames() {
   std::vector<NodeName> mine;
   for (size_t p = 0; p < parts_.size(); ++p) {
     for (const auto& [node, value] : parts_[p].sums.nodes()) {
-      mine.push_back({static_cast<int64_t>(p), node.first, node.second});
+      if (value.defined()) mine.push_back({static_cast<int64_t>(p), node.first, node.second});
     }
   }
   const int64_t count = static_cast<int64_t>(mine.size());

@@ -13,6 +13,14 @@ void PartialSums::CheckNew(SumNode node) const {
   }
 }
 
+at::Tensor PartialSums::Sum(at::Tensor a, at::Tensor b, std::vector<at::Tensor>& freed) {
+  if (!a.defined()) return b;
+  if (!b.defined()) return a;
+  a.add_(b);  // addition commutes, bit for bit
+  freed.push_back(std::move(b));
+  return a;
+}
+
 void PartialSums::Add(SumNode node, at::Tensor value, std::vector<at::Tensor>& freed) {
   CheckNew(node);
   const SumNode root = tree_.root();
@@ -21,8 +29,7 @@ void PartialSums::Add(SumNode node, at::Tensor value, std::vector<at::Tensor>& f
     if (!tree_.Empty(sibling)) {
       const auto other = nodes_.find({sibling.level, sibling.index});
       if (other == nodes_.end()) break;
-      value.add_(other->second);  // addition commutes, bit for bit
-      freed.push_back(std::move(other->second));
+      value = Sum(std::move(value), std::move(other->second), freed);
       nodes_.erase(other);
     }
     node = SumTree::Parent(node);
@@ -48,7 +55,9 @@ at::Tensor PartialSums::TakeRoot(std::vector<at::Tensor>& freed) {
 }
 
 void PartialSums::Clear(std::vector<at::Tensor>& freed) {
-  for (auto& [node, value] : nodes_) freed.push_back(std::move(value));
+  for (auto& [node, value] : nodes_) {
+    if (value.defined()) freed.push_back(std::move(value));
+  }
   nodes_.clear();
 }
 

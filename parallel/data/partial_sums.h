@@ -16,16 +16,16 @@ class PartialSums {
  public:
   explicit PartialSums(int64_t leaves) : tree_(leaves) {}
 
-  // Takes the value of `node` (its memory may be added to) and adds it to its sibling's if that is
-  // there, and so on upwards. Tensors no longer needed are appended to `freed`. TORCH_CHECKs that
-  // no leaf below is there already.
+  // Takes the value of `node` (its memory may be added to; undefined: zero) and adds it to its
+  // sibling's if that is there, and so on upwards. Tensors no longer needed are appended to `freed`.
+  // TORCH_CHECKs that no leaf below is there already.
   void Add(SumNode node, at::Tensor value, std::vector<at::Tensor>& freed);
 
-  // Sums over siblings that were not there, in (level, index) order.
+  // Sums over siblings that were not there, in (level, index) order; undefined: zero.
   const std::map<std::pair<int, int64_t>, at::Tensor>& nodes() const { return nodes_; }
 
   // Empties the tree: the value of its root, leaves that never came counting as zero. Undefined
-  // when none came.
+  // when none came that was not zero.
   at::Tensor TakeRoot(std::vector<at::Tensor>& freed);
 
   // Forgets all, into `freed`.
@@ -33,6 +33,8 @@ class PartialSums {
 
  private:
   void CheckNew(SumNode node) const;
+  // Either may be undefined: zero.
+  static at::Tensor Sum(at::Tensor a, at::Tensor b, std::vector<at::Tensor>& freed);
 
   SumTree tree_;
   std::map<std::pair<int, int64_t>, at::Tensor> nodes_;

@@ -72,7 +72,7 @@ void PlanReceive(const Planner& planner, DispatchPlan& plan) {
     for (int s = 0; s < sources; ++s) {
       const bool mine = planner.Destination(s, e) == planner.in.rank;
       const RowRange range{plan.receive_rows, mine ? planner.Rows(s, e) : 0};
-      plan.segments.push_back({e, s, planner.in.micro_batches[s], range});
+      plan.segments.push_back({e, s, planner.in.micro_batches[s], range, mine});
       if (range.rows == 0) continue;
       plan.receive[s].push_back(range);
       plan.receive_rows += range.rows;

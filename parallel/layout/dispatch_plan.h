@@ -33,6 +33,7 @@ struct Segment {
   int source = 0;            // rank in the expert communicator
   int64_t micro_batch = -1;  // that the source runs in this round; -1: none (then rows is 0)
   RowRange rows;             // in the holder's buffer
+  bool here = true;          // whether this holder takes them, not another (then rows is 0)
 };
 
 struct DispatchPlan {

@@ -42,6 +42,10 @@ void ParameterGradients::Close(ParameterId id, int use, int64_t micro_batch) {
   reducer_->Close(id, use, micro_batch);
 }
 
+void ParameterGradients::Skip(ParameterId id, int use, int64_t micro_batch) {
+  reducer_->Skip(id, use, micro_batch);
+}
+
 at::Tensor ParameterGradients::Reduced(ParameterId id) const {
   return reducer_->Gradient(id).view(catalog_[id].shape);
 }

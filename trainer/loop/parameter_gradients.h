@@ -34,6 +34,7 @@ class ParameterGradients : public GradientSink {
   void BeginStep(const GradientStep& step) { reducer_->BeginStep(step); }
   Slot Open(ParameterId id, int use, int64_t micro_batch) override;
   void Close(ParameterId id, int use, int64_t micro_batch) override;
+  void Skip(ParameterId id, int use, int64_t micro_batch) override;
   void Reduce() { reducer_->Reduce(); }
 
   // After Reduce, until BeginStep: the summed gradient of an owned parameter, fp32, of its shape.

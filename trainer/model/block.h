@@ -44,6 +44,8 @@ class GradientSink {
   virtual Slot Open(ParameterId id, int use, int64_t micro_batch) = 0;
   // The slot has been written.
   virtual void Close(ParameterId id, int use, int64_t micro_batch) = 0;
+  // Instead of both: the leaf is zero. (One of which nothing is ever said counts as zero, too.)
+  virtual void Skip(ParameterId id, int use, int64_t micro_batch) = 0;
 };
 
 // One logical micro-batch (or, with zero sequences, this rank's part in a round where it has none).

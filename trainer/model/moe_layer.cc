@@ -20,7 +20,7 @@ std::vector<int64_t> RoundIds(const MicroBatch& batch, int expert_size) {
   return batch.round_ids;
 }
 
-// Reproducible: a batch a segment that has rows (a leaf that nobody reports is zero). Fast: a batch
+// Reproducible: a batch a segment that has rows. Fast: a batch
 // an expert, with or without rows, whose leaf bears the lowest micro-batch id of the round.
 std::vector<ExpertBatch> BatchesOf(const DispatchPlan& plan, std::span<const int64_t> round_ids,
                                    bool reproducible) {
@@ -72,6 +72,16 @@ void ReportExperts(const at::Tensor& dy, const at::Tensor& x, std::span<const Ex
   GroupedLinearBackwardWeight(dy, x, groups);
   for (const ExpertBatch& batch : batches) {
     sink.Close(pool[batch.expert].*which, use, batch.micro_batch);
+  }
+}
+
+// Reproducible mode: the leaves of segments without rows.
+void SkipEmptySegments(const DispatchPlan& plan, const ExpertPool& pool, int use,
+                       GradientSink& sink) {
+  for (const Segment& segment : plan.segments) {
+    if (segment.rows.rows > 0 || !segment.here || segment.micro_batch < 0) continue;
+    sink.Skip(pool[segment.expert].gate_up, use, segment.micro_batch);
+    sink.Skip(pool[segment.expert].down, use, segment.micro_batch);
   }
 }
 
@@ -262,6 +272,7 @@ void MoeLayer::BackwardWeight(const PassContext& context, const Saved& saved,
                 config_.use, sink);
   ReportExperts(saved.dgate_up, saved.received, saved.batches, pool_, &ExpertParameters::gate_up,
                 config_.use, sink);
+  if (context.options->reproducible) SkipEmptySegments(saved.plan, pool_, config_.use, sink);
   const MicroBatch& batch = *context.micro_batch;
   if (batch.sequences == 0) return;
   if (config_.shared) config_.shared->BackwardWeight(saved.shared, batch.id, sink);

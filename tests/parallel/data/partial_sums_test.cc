@@ -25,6 +25,31 @@ TEST(PartialSumsTest, LeavesInOrderKeepALogarithmOfSums) {
   }
 }
 
+// In the order of micro-batches with two uses of which the second never has rows.
+TEST(PartialSumsTest, LeavesThatAreZeroLetTheirSiblingsGoOn) {
+  for (int64_t micro_batches = 1; micro_batches <= 32; ++micro_batches) {
+    PartialSums sums(2 * micro_batches);
+    std::vector<at::Tensor> freed;
+    for (int64_t i = 0; i < micro_batches; ++i) {
+      sums.Add(SumTree::Leaf(2 * i + 1), {}, freed);
+      sums.Add(SumTree::Leaf(2 * i), at::full({1}, static_cast<float>(i)), freed);
+      EXPECT_LE(static_cast<int>(sums.nodes().size()),
+                std::bit_width(static_cast<uint64_t>(i + 1)));
+    }
+    EXPECT_EQ(static_cast<int64_t>(freed.size()), micro_batches - 1);
+    EXPECT_EQ(sums.TakeRoot(freed).item<float>(),
+              static_cast<float>(micro_batches * (micro_batches - 1) / 2));
+  }
+}
+
+TEST(PartialSumsTest, TheRootOfZerosIsUndefined) {
+  PartialSums sums(3);
+  std::vector<at::Tensor> freed;
+  for (int64_t i = 0; i < 3; ++i) sums.Add(SumTree::Leaf(i), {}, freed);
+  EXPECT_FALSE(sums.TakeRoot(freed).defined());
+  EXPECT_TRUE(freed.empty());
+}
+
 TEST(PartialSumsTest, TheRootOfNothingIsUndefined) {
   PartialSums sums(5);
   std::vector<at::Tensor> freed;

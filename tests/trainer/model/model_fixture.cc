@@ -66,6 +66,11 @@ void LeafSink::Close(ParameterId id, int use, int64_t micro_batch) {
   open_[Leaf{id, use, micro_batch}] = false;
 }
 
+void LeafSink::Skip(ParameterId id, int use, int64_t micro_batch) {
+  EXPECT_FALSE((open_.contains(Leaf{id, use, micro_batch})))
+      << catalog_[id].name << " is reported and skipped";
+}
+
 at::Tensor LeafSink::Sum(ParameterId id) const {
   at::Tensor sum = at::zeros(catalog_[id].shape, at::kFloat);
   for (const auto& [leaf, gradient] : leaves_) {

@@ -38,6 +38,7 @@ class LeafSink : public GradientSink {
 
   Slot Open(ParameterId id, int use, int64_t micro_batch) override;
   void Close(ParameterId id, int use, int64_t micro_batch) override;
+  void Skip(ParameterId id, int use, int64_t micro_batch) override;
 
   const std::map<Leaf, at::Tensor>& leaves() const { return leaves_; }
   // The sum of the leaves of a parameter; zeros when there is none.
