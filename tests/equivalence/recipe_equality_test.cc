@@ -19,6 +19,7 @@ struct Case {
   const char* name;
   const char* preset;
   void (*more)(RecipeSpec& recipe);
+  bool qk_norm = false;
 };
 
 void Groups(RecipeSpec& recipe) {
@@ -47,6 +48,7 @@ const Case kCases[] = {
      [](RecipeSpec& recipe) {
        recipe.mutable_router()->mutable_balance()->mutable_bias()->set_rule(PROPORTIONAL);
      }},
+    {"HeadNorms", "top_k", [](RecipeSpec&) {}, true},
     {"RMoe", "rmoe",
      [](RecipeSpec& recipe) { recipe.mutable_router()->mutable_state()->set_width(8); }},
     {"RMoeWithDeepSeekV3", "deepseek_v3",
@@ -73,6 +75,7 @@ class RecipeEquality : public ::testing::TestWithParam<Case> {
     std::filesystem::create_directories(folder_);
     spec_ = TinyJob(folder_, 8);
     spec_.clear_recipe();
+    spec_.mutable_model()->set_qk_norm(GetParam().qk_norm);
     if (GetParam().preset == std::string("deepseek_moe")) {
       spec_.mutable_model()->mutable_moe()->clear_shared_width();
     }

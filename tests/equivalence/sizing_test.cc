@@ -52,6 +52,7 @@ struct Case {
   const char* preset = "";
   void (*more)(RecipeSpec& recipe) = nullptr;
   int sequence = 64;  // long enough for every expert to get rows of every micro-batch
+  bool qk_norm = false;
 };
 
 // What a run held and sent.
@@ -99,6 +100,7 @@ class SizingTest : public ::testing::TestWithParam<Case> {
     spec_ = TinyJob(folder_, kExperts);
     spec_.mutable_model()->set_sequence(GetParam().sequence);
     spec_.mutable_model()->set_tie_head(GetParam().tied);
+    spec_.mutable_model()->set_qk_norm(GetParam().qk_norm);
     spec_.mutable_train()->set_reproducible(GetParam().reproducible);
     spec_.mutable_train()->set_precision(GetParam().bf16 ? BF16 : FP32);
     if (GetParam().sgd) spec_.mutable_train()->mutable_optimizer()->mutable_sgd()->set_lr(0.01);
@@ -416,6 +418,13 @@ INSTANTIATE_TEST_SUITE_P(
              .bf16 = true,
              .tied = true},
         Case{.name = "Sgd", .ranks = 3, .expert = 3, .copies = 1, .sgd = true},
+        Case{.name = "HeadNorms", .ranks = 2, .expert = 2, .qk_norm = true},
+        Case{.name = "HeadNormsReproducible",
+             .ranks = 4,
+             .expert = 2,
+             .bf16 = true,
+             .reproducible = true,
+             .qk_norm = true},
         Case{.name = "OneRankReproducible", .reproducible = true},
         Case{.name = "Reproducible", .ranks = 4, .expert = 2, .reproducible = true},
         Case{.name = "ReproducibleCopiesBf16Tied",

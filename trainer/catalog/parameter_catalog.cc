@@ -59,6 +59,7 @@ int64_t CountParameters(const ModelSpec& model) {
   int64_t count = 7;
   for (int layer = 0; layer < static_cast<int>(model.layers()); ++layer) {
     count += IsMoeLayer(model, layer) ? 10 + 2 * int64_t{model.moe().experts()} : 6;
+    count += model.qk_norm() ? 2 : 0;
   }
   return count;
 }
@@ -98,7 +99,7 @@ class Lister {
     if (router_.has_state()) ListRouterCell();
     for (layer_ = 0; layer_ < static_cast<int>(model_.layers()); ++layer_) ListLayer();
     layer_ = -1;
-    AddNorm("norm");
+    AddNorm("norm", hidden);
     if (!model_.tie_head()) Add("head", {vocabulary, hidden}, ParameterKind::kHead, normal_);
     return std::move(parameters_);
   }
@@ -133,10 +134,14 @@ class Lister {
     const int64_t heads = model_.heads();
     const int64_t rows = (heads + 2 * int64_t{model_.kv_heads()}) * width;
     const std::string prefix = absl::StrCat("layers.", layer_, ".");
-    AddNorm(prefix + "attention_norm");
+    AddNorm(prefix + "attention_norm", hidden);
     Add(prefix + "attention.qkv", {rows, hidden}, ParameterKind::kAttention, normal_);
+    if (model_.qk_norm()) {
+      AddNorm(prefix + "attention.q_norm", width);
+      AddNorm(prefix + "attention.k_norm", width);
+    }
     Add(prefix + "attention.output", {hidden, heads * width}, ParameterKind::kAttention, residual_);
-    AddNorm(prefix + "feed_forward_norm");
+    AddNorm(prefix + "feed_forward_norm", hidden);
     if (IsMoeLayer(model_, layer_)) {
       ListExperts(prefix + "moe.");
     } else {
@@ -185,9 +190,9 @@ class Lister {
     state.fp32 = true;
   }
 
-  void AddNorm(std::string name) {
-    ParameterSpec& norm = Add(std::move(name), {int64_t{model_.hidden()}}, ParameterKind::kNorm,
-                              {InitRule::kOnes, 0});
+  void AddNorm(std::string name, int64_t width) {
+    ParameterSpec& norm =
+        Add(std::move(name), {width}, ParameterKind::kNorm, {InitRule::kOnes, 0});
     norm.decay = false;
     norm.fp32 = true;
   }

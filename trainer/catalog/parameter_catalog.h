@@ -58,6 +58,8 @@ struct ParameterSpec {
 //   embedding                       [vocabulary, hidden]
 //   layers.L.attention_norm         [hidden]
 //   layers.L.attention.qkv          [(heads + 2 * kv_heads) * head_width, hidden]   rows: q, k, v
+//   layers.L.attention.q_norm       [head_width]                                    (model.qk_norm)
+//   layers.L.attention.k_norm       [head_width]
 //   layers.L.attention.output       [hidden, heads * head_width]
 //   layers.L.feed_forward_norm      [hidden]
 //   layers.L.dense.gate_up          [2 * dense_width, hidden]   rows: gate, up      (dense layer)

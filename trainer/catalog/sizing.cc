@@ -263,8 +263,12 @@ class Sizer {
     const ModelSpec& model = spec_.model();
     const int64_t q = int64_t{model.heads()} * model.head_width();
     const int64_t kv = int64_t{model.kv_heads()} * model.head_width();
+    const int64_t head_norms =
+        model.qk_norm()
+            ? compute_bytes_ * (q + kv) + kFloat * (int64_t{model.heads()} + model.kv_heads())
+            : 0;
     return tokens * (compute_bytes_ * (2 * int64_t{model.hidden()} + 2 * q + 2 * kv) +
-                     kFloat * (int64_t{model.heads()} + 1));
+                     kFloat * (int64_t{model.heads()} + 1) + head_norms);
   }
   int64_t SwiGluBytes(int64_t rows, int64_t width) const {
     return rows * compute_bytes_ * 3 * width;

@@ -11,11 +11,23 @@ struct AttentionSaved : SavedForBackward {
   NormLayer::Saved norm;
   at::Tensor normed;       // [n, hidden]
   at::Tensor qkv;          // rotated
+  HeadNormSaved head_norm;
   at::Tensor attended;     // [n, heads * head_width]
   at::Tensor log_sum_exp;  // fp32 [sequences, heads, length]
   at::Tensor dout;         // from BackwardInput on
   at::Tensor dqkv;
+  at::Tensor dgain;  // of the head norms
 };
+
+void ReportGain(const at::Tensor& dgain, ParameterId id, int64_t micro_batch, GradientSink& sink) {
+  GradientSink::Slot slot = sink.Open(id, 0, micro_batch);
+  if (slot.accumulate) {
+    slot.gradient.add_(dgain);
+  } else {
+    slot.gradient.copy_(dgain);
+  }
+  sink.Close(id, 0, micro_batch);
+}
 
 }  // namespace
 
@@ -23,7 +35,21 @@ AttentionBlock::AttentionBlock(AttentionConfig config)
     : config_(std::move(config)), norm_(config_.norm, config_.norm_epsilon) {}
 
 std::vector<ParameterId> AttentionBlock::parameters() const {
-  return {config_.norm, config_.qkv, config_.output};
+  if (!has_head_norms()) return {config_.norm, config_.qkv, config_.output};
+  return {config_.norm, config_.qkv, config_.q_norm, config_.k_norm, config_.output};
+}
+
+HeadGains AttentionBlock::Gains(WeightSource& weights) const {
+  return {weights.Lease(config_.q_norm), weights.Lease(config_.k_norm), config_.norm_epsilon};
+}
+
+void AttentionBlock::Rotate(const AttentionShape& shape, WeightSource& weights,
+                            int64_t first_position, at::Tensor& qkv, HeadNormSaved* saved) const {
+  if (has_head_norms()) {
+    NormAndRotate(shape, Gains(weights), *config_.rope, first_position, qkv, saved);
+  } else {
+    ApplyRope(shape, *config_.rope, first_position, false, qkv);
+  }
 }
 
 AttentionShape AttentionBlock::Shape(const MicroBatch& batch) const {
@@ -40,7 +66,7 @@ Bundle AttentionBlock::Forward(const Bundle& in, PassContext& context) {
   saved->normed = norm_.Forward(x, weights, saved->norm);
   scope.Switch(Part::kAttention);
   saved->qkv = Linear(saved->normed, weights.Lease(config_.qkv));
-  ApplyRope(shape, *config_.rope, 0, false, saved->qkv);
+  Rotate(shape, weights, 0, saved->qkv, context.options->training ? &saved->head_norm : nullptr);
   saved->attended = at::empty({x.size(0), shape.heads * shape.head_width}, x.options());
   if (context.options->training) {
     saved->log_sum_exp = at::empty({shape.sequences, shape.heads, shape.length}, at::kFloat);
@@ -64,7 +90,13 @@ Bundle AttentionBlock::BackwardInput(const Bundle& grad_out, PassContext& contex
   at::Tensor dqkv = at::empty_like(saved.qkv);
   AttentionBackward(shape, dattended, saved.qkv, context.micro_batch->document_starts,
                     saved.attended, saved.log_sum_exp, dqkv);
-  ApplyRope(shape, *config_.rope, 0, true, dqkv);
+  if (has_head_norms()) {
+    saved.dgain = at::empty({2, shape.head_width}, at::kFloat);
+    NormAndRotateBackward(shape, Gains(weights), *config_.rope, saved.head_norm, dqkv, saved.dgain);
+    saved.head_norm = {};
+  } else {
+    ApplyRope(shape, *config_.rope, 0, true, dqkv);
+  }
   const at::Tensor dnormed = LinearBackwardInput(dqkv, weights.Lease(config_.qkv));
   saved.qkv = at::Tensor();
   saved.dout = dout;
@@ -82,6 +114,10 @@ void AttentionBlock::BackwardWeight(PassContext& context, GradientSink& sink) {
   ProfiledScope scope(context.options->profile, Part::kAttention);
   ReportLinear(saved.dout, saved.attended, config_.output, 0, micro_batch, sink);
   ReportLinear(saved.dqkv, saved.normed, config_.qkv, 0, micro_batch, sink);
+  if (has_head_norms()) {
+    ReportGain(saved.dgain[0], config_.q_norm, micro_batch, sink);
+    ReportGain(saved.dgain[1], config_.k_norm, micro_batch, sink);
+  }
   scope.Switch(Part::kNorm);
   norm_.BackwardWeight(saved.norm, micro_batch, sink);
 }
@@ -93,7 +129,7 @@ Bundle AttentionBlock::ForwardWithCache(const Bundle& in, PassContext& context, 
   NormLayer::Saved unused;
   const at::Tensor normed = norm_.Forward(x, *context.weights, unused);
   at::Tensor qkv = Linear(normed, context.weights->Lease(config_.qkv));
-  ApplyRope(shape, *config_.rope, past, false, qkv);
+  Rotate(shape, *context.weights, past, qkv, nullptr);
   at::Tensor attended = at::empty({x.size(0), shape.heads * shape.head_width}, x.options());
   AttentionWithCache(shape, qkv, past, cache.keys, cache.values, attended);
   Bundle out = in;

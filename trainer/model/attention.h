@@ -1,4 +1,5 @@
-// AttentionBlock: x + output(attention(rope(qkv(norm(x))))).
+// AttentionBlock: x + output(attention(rope(qkv(norm(x))))), with model.qk_norm the queries and keys
+// of each head normed before the rotation.
 #pragma once
 
 #include <memory>
@@ -20,6 +21,8 @@ struct AttentionConfig {
   ParameterId norm = kNoParameter;
   ParameterId qkv = kNoParameter;
   ParameterId output = kNoParameter;
+  ParameterId q_norm = kNoParameter;  // both or none
+  ParameterId k_norm = kNoParameter;
   std::shared_ptr<const RopeTable> rope;  // at least as many positions as a sequence has tokens
 };
 
@@ -46,6 +49,11 @@ class AttentionBlock : public Block {
 
  private:
   AttentionShape Shape(const MicroBatch& batch) const;
+  bool has_head_norms() const { return config_.q_norm != kNoParameter; }
+  HeadGains Gains(WeightSource& weights) const;
+  // Norms (where the model has them) and rotation of the queries and keys, in place.
+  void Rotate(const AttentionShape& shape, WeightSource& weights, int64_t first_position,
+              at::Tensor& qkv, HeadNormSaved* saved) const;
 
   AttentionConfig config_;
   NormLayer norm_;

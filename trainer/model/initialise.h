@@ -1,4 +1,4 @@
-// Initial parameter values.
+// Initial parameter values, as tensors (trainer/catalog/initial_values.h).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,8 +10,7 @@
 namespace moesaic {
 
 // Fills `values` (fp32, contiguous) with elements [first, first + numel) of the parameter, counted
-// row-major in its whole shape. Element i depends on (seed, parameter name, i) alone, so any rank
-// can make any shard, and values do not depend on the layout.
+// row-major in its whole shape.
 void Initialise(const ParameterSpec& parameter, uint64_t seed, int64_t first, at::Tensor& values);
 
 }  // namespace moesaic

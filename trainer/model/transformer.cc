@@ -28,6 +28,10 @@ AttentionConfig AttentionOf(const TransformerInputs& in, int layer,
   config.norm = Need(*in.catalog, prefix + "attention_norm");
   config.qkv = Need(*in.catalog, prefix + "attention.qkv");
   config.output = Need(*in.catalog, prefix + "attention.output");
+  if (model.qk_norm()) {
+    config.q_norm = Need(*in.catalog, prefix + "attention.q_norm");
+    config.k_norm = Need(*in.catalog, prefix + "attention.k_norm");
+  }
   config.rope = std::move(rope);
   return config;
 }

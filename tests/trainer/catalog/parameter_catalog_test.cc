@@ -77,6 +77,23 @@ TEST(ParameterCatalog, ShapesKindsAndRules) {
   EXPECT_EQ(at("embedding").uses, 1);
 }
 
+TEST(ParameterCatalog, NormsOfQueriesAndKeysFollowTheProjection) {
+  JobSpec job = Job();
+  job.mutable_model()->set_qk_norm(true);
+  const auto catalog = ParameterCatalog::Build(job);
+  ASSERT_TRUE(catalog.ok());
+  const ParameterId qkv = catalog->Find("layers.1.attention.qkv");
+  for (const ParameterId id : {qkv + 1, qkv + 2}) {
+    const ParameterSpec& norm = (*catalog)[id];
+    EXPECT_EQ(norm.name, id == qkv + 1 ? "layers.1.attention.q_norm" : "layers.1.attention.k_norm");
+    EXPECT_THAT(norm.shape, ElementsAre(4));
+    EXPECT_EQ(norm.kind, ParameterKind::kNorm);
+    EXPECT_FALSE(norm.decay);
+    EXPECT_TRUE(norm.fp32);
+    EXPECT_EQ(norm.init.kind, InitRule::kOnes);
+  }
+}
+
 TEST(ParameterCatalog, CountsTotalAndActiveElements) {
   const auto catalog = ParameterCatalog::Build(Job());
   ASSERT_TRUE(catalog.ok());

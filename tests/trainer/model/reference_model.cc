@@ -74,8 +74,12 @@ class Reference {
     const at::Tensor qkv = at::matmul(x, W(prefix + "attention.qkv").t())
                                .view({batch_.sequences, length, heads + 2 * kv, width})
                                .transpose(1, 2);
-    const at::Tensor q = Rotate(qkv.narrow(1, 0, heads));
-    const at::Tensor k = Rotate(qkv.narrow(1, heads, kv)).repeat_interleave(heads / kv, 1);
+    const auto normed = [&](const at::Tensor& each, const char* name) {
+      return model_.qk_norm() ? Norm(each, W(prefix + name)) : each;
+    };
+    const at::Tensor q = Rotate(normed(qkv.narrow(1, 0, heads), "attention.q_norm"));
+    const at::Tensor k = Rotate(normed(qkv.narrow(1, heads, kv), "attention.k_norm"))
+                             .repeat_interleave(heads / kv, 1);
     const at::Tensor v = qkv.narrow(1, heads + kv, kv).repeat_interleave(heads / kv, 1);
     at::Tensor scores = at::matmul(q, k.transpose(2, 3)) / std::sqrt(static_cast<double>(width));
     const at::Tensor position = at::arange(length, at::kLong);

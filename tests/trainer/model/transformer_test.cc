@@ -73,6 +73,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"Shared", "model { moe { shared_width: 6 } }"},
         Case{"AllMoe", "model { moe { pattern { every: 1 first: 0 } } }"},
         Case{"MultiHead", "model { kv_heads: 4 head_width: 6 }"},
+        Case{"HeadNorms", "model { qk_norm: true }", true},
         Case{"RawWeights",
              "recipe { router { weight { renormalize: false scale: 2.5 } "
              "balance { coefficient: 0.3 z_loss: 0.05 } } }"},
@@ -242,7 +243,7 @@ TEST(Transformer, EvaluationGivesTheLossOfTrainingAndKeepsNothing) {
 }
 
 TEST(Transformer, BlocksReportExactlyTheirParameters) {
-  const JobSpec spec = SmallJob("model { moe { shared_width: 6 } }");
+  const JobSpec spec = SmallJob("model { qk_norm: true moe { shared_width: 6 } }");
   const SingleRankModel model(spec);
   std::vector<int> named(model.catalog().size());
   for (const auto& block : model.transformer().blocks()) {
@@ -274,6 +275,10 @@ void ExpectDecoderEqualsForward(const JobSpec& spec) {
 
 TEST(Decoder, EqualsTheWholeForward) {
   ExpectDecoderEqualsForward(SmallJob("model { moe { shared_width: 6 } }"));
+}
+
+TEST(Decoder, EqualsTheWholeForwardWithHeadNorms) {
+  ExpectDecoderEqualsForward(SmallJob("model { qk_norm: true kv_heads: 1 }"));
 }
 
 TEST(Decoder, EqualsTheWholeForwardOfEveryRecipe) {

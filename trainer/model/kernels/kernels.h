@@ -48,6 +48,28 @@ RopeTable MakeRopeTable(int64_t positions, int64_t head_width, double base);
 void ApplyRope(const AttentionShape& shape, const RopeTable& table, int64_t first_position,
                bool inverse, at::Tensor& qkv);
 
+// RMSNorm of each head's query and key, with one gain for all query heads and one for all key heads,
+// before the rotation (Qwen3).
+struct HeadGains {
+  at::Tensor q;  // fp32 [head_width]
+  at::Tensor k;
+  double epsilon = 0;
+};
+// What the backward needs of the forward.
+struct HeadNormSaved {
+  at::Tensor raw;          // compute [sequences * length, (heads + kv_heads) * head_width]: q, k
+  at::Tensor inverse_rms;  // fp32 [sequences * length, heads + kv_heads]
+};
+// ApplyRope after these norms, in one pass and with one rounding. `saved`: allocated here; null: not
+// kept.
+void NormAndRotate(const AttentionShape& shape, const HeadGains& gains, const RopeTable& table,
+                   int64_t first_position, at::Tensor& qkv, HeadNormSaved* saved);
+// The gradient, of positions from 0: dqkv in place, dgain fp32 [2, head_width] (q, k) overwritten. The
+// sums of dgain are the same at any number of threads.
+void NormAndRotateBackward(const AttentionShape& shape, const HeadGains& gains,
+                           const RopeTable& table, const HeadNormSaved& saved, at::Tensor& dqkv,
+                           at::Tensor& dgain);
+
 // out compute [sequences * length, heads * head_width] = softmax(q k^T / sqrt(head_width)) v over
 // keys j with document_starts[i] <= j <= i of the same sequence; document_starts int32
 // [sequences * length], or undefined: 0. log_sum_exp fp32 [sequences, heads, length] (out; may be

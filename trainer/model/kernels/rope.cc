@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 
 #include "trainer/model/kernels/dispatch.h"
@@ -22,29 +23,123 @@ RopeTable MakeRopeTable(int64_t positions, int64_t head_width, double base) {
   return table;
 }
 
+namespace {
+
+// What the passes over q and k share, checked.
+struct HeadLayout {
+  HeadLayout(const char* who, const AttentionShape& shape, const RopeTable& table,
+             int64_t first_position, const at::Tensor& qkv)
+      : n(shape.sequences * shape.length),
+        half(shape.head_width / 2),
+        rotated(shape.heads + shape.kv_heads),
+        width((rotated + shape.kv_heads) * shape.head_width) {
+    CheckTensor(who, qkv, {n, width}, qkv.scalar_type());
+    CheckTensor(who, table.cos, {table.cos.size(0), half}, at::kFloat);
+    CheckTensor(who, table.sin, table.cos.sizes(), at::kFloat);
+    TORCH_CHECK(first_position >= 0 && first_position + shape.length <= table.cos.size(0), who,
+                ": positions up to ", first_position + shape.length, " exceed the table of ",
+                table.cos.size(0));
+  }
+
+  int64_t n;        // tokens
+  int64_t half;     // of a head
+  int64_t rotated;  // heads: queries and keys
+  int64_t width;    // of a row of qkv
+};
+
+void CheckGains(const char* who, const AttentionShape& shape, const HeadGains& gains) {
+  CheckTensor(who, gains.q, {shape.head_width}, at::kFloat);
+  CheckTensor(who, gains.k, {shape.head_width}, at::kFloat);
+}
+
+HeadRows RowsAt(const AttentionShape& shape, const HeadGains& gains, const RopeTable& table,
+                int64_t position, bool keys) {
+  return {.heads = keys ? shape.kv_heads : shape.heads,
+          .head_width = shape.head_width,
+          .gain = Data<float>(keys ? gains.k : gains.q),
+          .epsilon = static_cast<float>(gains.epsilon),
+          .cos = Data<float>(table.cos) + position * (shape.head_width / 2),
+          .sin = Data<float>(table.sin) + position * (shape.head_width / 2)};
+}
+
+}  // namespace
+
 void ApplyRope(const AttentionShape& shape, const RopeTable& table, int64_t first_position,
                bool inverse, at::Tensor& qkv) {
-  const int64_t n = shape.sequences * shape.length, half = shape.head_width / 2;
-  const int64_t rotated = shape.heads + shape.kv_heads;
-  const int64_t width = (rotated + shape.kv_heads) * shape.head_width;
-  CheckTensor("ApplyRope: qkv", qkv, {n, width}, qkv.scalar_type());
-  CheckTensor("ApplyRope: cos", table.cos, {table.cos.size(0), half}, at::kFloat);
-  CheckTensor("ApplyRope: sin", table.sin, table.cos.sizes(), at::kFloat);
-  TORCH_CHECK(first_position >= 0 && first_position + shape.length <= table.cos.size(0),
-              "ApplyRope: positions up to ", first_position + shape.length, " exceed the table of ",
-              table.cos.size(0));
+  const HeadLayout layout("ApplyRope", shape, table, first_position, qkv);
   WithComputeType(qkv, [&](auto type) {
     using T = decltype(type);
-    ParallelRows(n, width, [&](int64_t begin, int64_t end) {
+    ParallelRows(layout.n, layout.width, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
-        const int64_t position = (first_position + t % shape.length) * half;
-        ActiveRowKernelsOf<T>().rotate_heads(Data<T>(qkv) + t * width, rotated, shape.head_width,
-                                             Data<float>(table.cos) + position,
-                                             Data<float>(table.sin) + position,
-                                             inverse ? -1.0f : 1.0f);
+        const int64_t position = (first_position + t % shape.length) * layout.half;
+        ActiveRowKernelsOf<T>().rotate_heads(
+            Data<T>(qkv) + t * layout.width, layout.rotated, shape.head_width,
+            Data<float>(table.cos) + position, Data<float>(table.sin) + position,
+            inverse ? -1.0f : 1.0f);
       }
     });
   });
+}
+
+void NormAndRotate(const AttentionShape& shape, const HeadGains& gains, const RopeTable& table,
+                   int64_t first_position, at::Tensor& qkv, HeadNormSaved* saved) {
+  const HeadLayout layout("NormAndRotate", shape, table, first_position, qkv);
+  CheckGains("NormAndRotate", shape, gains);
+  const int64_t raw_width = layout.rotated * shape.head_width;
+  if (saved != nullptr) {
+    saved->raw = at::empty({layout.n, raw_width}, qkv.options());
+    saved->inverse_rms = at::empty({layout.n, layout.rotated}, at::kFloat);
+  }
+  WithComputeType(qkv, [&](auto type) {
+    using T = decltype(type);
+    T* raw = saved != nullptr ? Data<T>(saved->raw) : nullptr;
+    float* inverse_rms = saved != nullptr ? Data<float>(saved->inverse_rms) : nullptr;
+    ParallelRows(layout.n, layout.width, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        for (const bool keys : {false, true}) {
+          const int64_t first = keys ? shape.heads : 0;
+          ActiveRowKernelsOf<T>().norm_rotate_heads(
+              RowsAt(shape, gains, table, first_position + t % shape.length, keys),
+              Data<T>(qkv) + t * layout.width + first * shape.head_width,
+              raw ? raw + t * raw_width + first * shape.head_width : nullptr,
+              inverse_rms ? inverse_rms + t * layout.rotated + first : nullptr);
+        }
+      }
+    });
+  });
+}
+
+void NormAndRotateBackward(const AttentionShape& shape, const HeadGains& gains,
+                           const RopeTable& table, const HeadNormSaved& saved, at::Tensor& dqkv,
+                           at::Tensor& dgain) {
+  constexpr int64_t kTokensASum = 64;
+  const char* who = "NormAndRotateBackward";
+  const HeadLayout layout(who, shape, table, 0, dqkv);
+  const int64_t raw_width = layout.rotated * shape.head_width;
+  CheckGains(who, shape, gains);
+  CheckTensor(who, saved.raw, {layout.n, raw_width}, dqkv.scalar_type());
+  CheckTensor(who, saved.inverse_rms, {layout.n, layout.rotated}, at::kFloat);
+  CheckTensor(who, dgain, {2, shape.head_width}, at::kFloat);
+  const int64_t chunks = (layout.n + kTokensASum - 1) / kTokensASum;
+  const at::Tensor sums = at::zeros({chunks, 2, shape.head_width}, at::kFloat);
+  WithComputeType(dqkv, [&](auto type) {
+    using T = decltype(type);
+    ParallelRows(chunks, kTokensASum * layout.width, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin * kTokensASum; t < std::min(end * kTokensASum, layout.n); ++t) {
+        for (const bool keys : {false, true}) {
+          const int64_t first = keys ? shape.heads : 0;
+          ActiveRowKernelsOf<T>().norm_rotate_heads_backward(
+              RowsAt(shape, gains, table, t % shape.length, keys),
+              Data<T>(dqkv) + t * layout.width + first * shape.head_width,
+              Data<T>(saved.raw) + t * raw_width + first * shape.head_width,
+              Data<float>(saved.inverse_rms) + t * layout.rotated + first,
+              Data<float>(sums) + (2 * (t / kTokensASum) + keys) * shape.head_width);
+        }
+      }
+    });
+  });
+  dgain.zero_();
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) dgain.add_(sums.select(0, chunk));
 }
 
 }  // namespace moesaic

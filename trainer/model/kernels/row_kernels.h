@@ -29,6 +29,16 @@ struct AttentionRow {
   float delta = 0;  // <dout, out>
 };
 
+// Adjacent heads of one token that share a gain.
+struct HeadRows {
+  int64_t heads = 0;
+  int64_t head_width = 0;
+  const float* gain = nullptr;
+  float epsilon = 0;  // of the forward
+  const float* cos = nullptr;  // of the token's position
+  const float* sin = nullptr;
+};
+
 // T: float or Bf16.
 template <class T>
 struct RowKernels {
@@ -43,6 +53,12 @@ struct RowKernels {
   // Rotates `heads` adjacent heads of one token by the angles of its position; sign -1: back.
   void (*rotate_heads)(T* head, int64_t heads, int64_t head_width, const float* cos,
                        const float* sin, float sign);
+  // RMSNorm of each of the heads with one gain, then the rotation. raw (the heads as they came) and
+  // inverse_rms (one a head) are kept where they are not null.
+  void (*norm_rotate_heads)(const HeadRows& rows, T* head, T* raw, float* inverse_rms);
+  // The gradient of that, in place; dgain[c] += over the heads.
+  void (*norm_rotate_heads_backward)(const HeadRows& rows, T* dhead, const T* raw,
+                                     const float* inverse_rms, float* dgain);
   void (*swiglu)(const T* gate_up, T* activation, int64_t rows, int64_t width);
   void (*swiglu_backward)(const T* dactivation, const T* gate_up, T* dgate_up, int64_t rows,
                           int64_t width);

@@ -70,6 +70,61 @@ void RotateHeads(T* head, int64_t heads, int64_t head_width, const float* cos, c
   }
 }
 
+template <class T>
+void NormRotateHeads(const HeadRows& rows, T* head, T* raw, float* inverse_rms) {
+  const int64_t width = rows.head_width, half = width / 2;
+  for (int64_t h = 0; h < rows.heads; ++h, head += width) {
+    VecF sum{};
+    ForEachVector(width, [&](int64_t c, auto lanes) {
+      const VecF v = Load(head + c, lanes);
+      sum = MulAdd(v, v, sum);
+      if (raw != nullptr) Store(raw + h * width + c, v, lanes);
+    });
+    const float r = 1.0f / __builtin_sqrtf(SumLanes(sum) / (float)width + rows.epsilon);
+    if (inverse_rms != nullptr) inverse_rms[h] = r;
+    ForEachVector(half, [&](int64_t c, auto lanes) {
+      const VecF a = Load(head + c, lanes) * r * Load(rows.gain + c, lanes);
+      const VecF b = Load(head + half + c, lanes) * r * Load(rows.gain + half + c, lanes);
+      const VecF co = Load(rows.cos + c, lanes), si = Load(rows.sin + c, lanes);
+      Store(head + c, MulAdd(a, co, -(b * si)), lanes);
+      Store(head + half + c, MulAdd(b, co, a * si), lanes);
+    });
+  }
+}
+
+// With dy the gradient rotated back, g = dy gain: dx = r g - x r^3 <g, x> / d, dgain = dy x r.
+template <class T>
+void NormRotateHeadsBackward(const HeadRows& rows, T* dhead, const T* raw, const float* inverse_rms,
+                             float* dgain) {
+  const int64_t width = rows.head_width, half = width / 2;
+  for (int64_t h = 0; h < rows.heads; ++h, dhead += width, raw += width) {
+    const float r = inverse_rms[h];
+    // body(c, lanes, dy[c], dy[half + c]).
+    const auto for_each_pair = [&](auto body) {
+      ForEachVector(half, [&](int64_t c, auto lanes) {
+        const VecF a = Load(dhead + c, lanes), b = Load(dhead + half + c, lanes);
+        const VecF co = Load(rows.cos + c, lanes), si = Load(rows.sin + c, lanes);
+        body(c, lanes, MulAdd(a, co, b * si), MulAdd(b, co, -(a * si)));
+      });
+    };
+    VecF sum{};
+    for_each_pair([&](int64_t c, auto lanes, VecF dy_a, VecF dy_b) {
+      const VecF along_a = dy_a * Load(raw + c, lanes), along_b = dy_b * Load(raw + half + c, lanes);
+      sum = MulAdd(along_a, Load(rows.gain + c, lanes), sum);
+      sum = MulAdd(along_b, Load(rows.gain + half + c, lanes), sum);
+      Store(dgain + c, MulAdd(along_a, Splat(r), Load(dgain + c, lanes)), lanes);
+      Store(dgain + half + c, MulAdd(along_b, Splat(r), Load(dgain + half + c, lanes)), lanes);
+    });
+    const VecF along_x = Splat(-r * r * r * SumLanes(sum) / (float)width);
+    for_each_pair([&](int64_t c, auto lanes, VecF dy_a, VecF dy_b) {
+      const VecF g_a = dy_a * Load(rows.gain + c, lanes) * r;
+      const VecF g_b = dy_b * Load(rows.gain + half + c, lanes) * r;
+      Store(dhead + c, MulAdd(Load(raw + c, lanes), along_x, g_a), lanes);
+      Store(dhead + half + c, MulAdd(Load(raw + half + c, lanes), along_x, g_b), lanes);
+    });
+  }
+}
+
 MOESAIC_INLINE VecF Sigmoid(VecF g) { return Splat(1.0f) / (Exp(-g) + 1.0f); }
 
 template <class T>
@@ -299,7 +354,8 @@ bool AllFinite(const float* x, int64_t n) {
 template <class T>
 constexpr RowKernels<T> MakeRowKernels() {
   return {RmsNormRows<T>,  RmsNormBackwardInputRows<T>, RmsNormBackwardWeightColumns<T>,
-          RotateHeads<T>,  SwiGluRows<T>,               SwiGluBackwardRows<T>,
+          RotateHeads<T>,  NormRotateHeads<T>,          NormRotateHeadsBackward<T>,
+          SwiGluRows<T>,   SwiGluBackwardRows<T>,
           CombineRowsOf<T>, CombineRowsBackwardOf<T>,   AddRow<T>,
           Dot<T>,          AddScaled<T>,                ScaleTo<T>,
           AttentionSoftmax<T>, AttentionBackwardRow<T>, AdamW<T>};
