@@ -4,12 +4,14 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "base/clock.h"
 #include "launcher/build_info.h"
 #include "launcher/verbs/ckpt.h"
 #include "launcher/verbs/ckpt_target.h"
-#include "trainer/checkpoint/format/export_mixtral.h"
-#include "trainer/checkpoint/format/import_mixtral.h"
+#include "trainer/checkpoint/convert/architecture.h"
+#include "trainer/checkpoint/convert/export.h"
+#include "trainer/checkpoint/convert/import.h"
 #include "trainer/checkpoint/format/verify.h"
 
 namespace moesaic {
@@ -18,18 +20,18 @@ namespace {
 // ---- import ----
 
 struct ImportFlags {
-  MixtralImport import;
+  FolderImport import;
   std::string format = "text";
 };
 
 void Import(const ImportFlags& flags, VerbContext& context) {
-  MixtralImport import = flags.import;
+  FolderImport import = flags.import;
   import.binary = absl::StrCat(ThisBuild().version, " ", ThisBuild().commit);
   import.created = Clock::System().Now();
   absl::StatusOr<CommittedStep> committed;
   WithByteProgress("imported", context, [&](std::function<void(int64_t, int64_t)> progress) {
     import.progress = std::move(progress);
-    committed = ImportMixtral(&FileSystem::System(), import);
+    committed = ImportFolder(&FileSystem::System(), import);
   });
   if (!committed.ok()) return Fail(committed.status(), context);
   if (flags.format == "json") {
@@ -43,12 +45,14 @@ void Import(const ImportFlags& flags, VerbContext& context) {
 }
 
 void RegisterImport(CLI::App& ckpt, VerbContext& context) {
-  CLI::App* verb = ckpt.add_subcommand("import", "Make a checkpoint of a Hugging Face Mixtral folder");
+  CLI::App* verb = ckpt.add_subcommand("import", "Make a checkpoint of a Hugging Face folder");
   verb->footer(
-      "Reads config.json and the safetensors files (F32, BF16, F16) and writes a checkpoint that\n"
-      "holds parameters only: a run starts from it with train.init_from. Links in the folder are\n"
-      "not followed, so download with --local-dir and not into the Hugging Face cache.\n\n"
-      "Example:\n  moesaic ckpt import --from mixtral-8x7b --to checkpoints/mixtral");
+      absl::StrCat("Reads config.json (of ", absl::StrJoin(ArchitectureNames(), ", "),
+                   ") and the safetensors files\n"
+      "(F32, BF16, F16) and writes a checkpoint that holds parameters only: a run starts from it\n"
+      "with train.init_from. What has no counterpart here is refused by name. Links in the folder\n"
+      "are not followed, so download with --local-dir and not into the Hugging Face cache.\n\n"
+      "Example:\n  moesaic ckpt import --from mixtral-8x7b --to checkpoints/mixtral"));
   auto flags = std::make_shared<ImportFlags>();
   verb->add_option("--from", flags->import.from, "The Hugging Face folder")->required();
   verb->add_option("--to", flags->import.to, "A folder without checkpoints; made when missing")
@@ -61,41 +65,42 @@ void RegisterImport(CLI::App& ckpt, VerbContext& context) {
 // ---- export ----
 
 struct ExportFlags {
-  MixtralExport request;
+  FolderExport request;
   std::string dtype = "bf16";
   std::string format = "text";
 };
 
 void Export(const ExportFlags& flags, VerbContext& context) {
-  MixtralExport request = flags.request;
+  FolderExport request = flags.request;
   request.from = StepPath(request.from);
   request.element = flags.dtype == "f32" ? ELEMENT_F32 : ELEMENT_BF16;
   request.threads = ReadingThreads();
   absl::StatusOr<ExportedModel> exported;
   WithByteProgress("exported", context, [&](std::function<void(int64_t, int64_t)> progress) {
     request.progress = std::move(progress);
-    exported = ExportMixtral(&FileSystem::System(), request);
+    exported = ExportFolder(&FileSystem::System(), request);
   });
   if (!exported.ok()) return Fail(exported.status(), context);
   if (flags.format == "json") {
     return PrintJson({{"path", request.to},
                       {"step", exported->step},
+                      {"architecture", exported->architecture},
                       {"bytes", exported->bytes},
                       {"files", exported->files}},
                      context);
   }
   context.out << request.to << "\n";
   context.err << "exported " << ShortBytes(exported->bytes) << " of step " << exported->step
-              << " in " << exported->files << (exported->files == 1 ? " file\n" : " files\n");
+              << " as " << exported->architecture << " in " << exported->files
+              << (exported->files == 1 ? " file\n" : " files\n");
 }
 
 void RegisterExport(CLI::App& ckpt, VerbContext& context) {
-  CLI::App* verb =
-      ckpt.add_subcommand("export", "Write a checkpoint as a Hugging Face Mixtral folder");
+  CLI::App* verb = ckpt.add_subcommand("export", "Write a checkpoint as a Hugging Face folder");
   verb->footer(
       "Verifies the checkpoint, then writes config.json and the parameters as safetensors files\n"
-      "(with an index when there are several), and a copy of the tokenizer. The model must be one\n"
-      "that Mixtral can say: experts in every layer, softmax scores, weights that sum to one.\n\n"
+      "(with an index when there are several), and a copy of the tokenizer. Which architecture can\n"
+      "say the model follows from it; when none can, each one's reason is told.\n\n"
       "Examples:\n"
       "  moesaic ckpt export runs/quickstart/checkpoints --to quickstart-hf\n"
       "  moesaic ckpt export runs/quickstart/checkpoints@100 --to quickstart-hf --dtype f32");
@@ -105,6 +110,8 @@ void RegisterExport(CLI::App& ckpt, VerbContext& context) {
       ->required();
   verb->add_option("--to", flags->request.to, "A folder without files; made when missing")
       ->required();
+  verb->add_option("--as", flags->request.as, "The architecture that it must be said in")
+      ->check(CLI::IsMember(ArchitectureNames()));
   verb->add_option("--dtype", flags->dtype, "bf16 (rounded to nearest even) or f32 (exact)")
       ->check(CLI::IsMember({"bf16", "f32"}))
       ->capture_default_str();

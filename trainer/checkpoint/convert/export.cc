@@ -1,4 +1,4 @@
-#include "trainer/checkpoint/format/export_mixtral.h"
+#include "trainer/checkpoint/convert/export.h"
 
 #include <algorithm>
 #include <bit>
@@ -16,10 +16,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "trainer/catalog/parameter_catalog.h"
+#include "trainer/checkpoint/convert/architecture.h"
+#include "trainer/checkpoint/convert/parameter_reader.h"
 #include "trainer/checkpoint/format/box.h"
 #include "trainer/checkpoint/format/durable_file.h"
 #include "trainer/checkpoint/format/manifest.h"
-#include "trainer/checkpoint/format/mixtral_names.h"
 #include "trainer/checkpoint/format/object_reader.h"
 #include "trainer/checkpoint/format/safetensors.h"
 #include "trainer/checkpoint/format/verify.h"
@@ -29,7 +30,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr uint64_t kChunkElements = 1 << 20;
 constexpr uint64_t kMaxTokenizerBytes = 1ull << 30;
 
 // Some rows of a parameter, as one tensor of the export.
@@ -58,13 +58,13 @@ std::vector<uint64_t> RowsOf(const ParameterSpec& parameter, const ModelSpec& mo
 }
 
 absl::Status AddParts(const ParameterSpec& parameter, const ModelSpec& model,
-                      const ObjectReader& reader, ElementKind element, std::vector<Part>* parts) {
+                      const std::vector<std::string>& names, const ObjectReader& reader,
+                      ElementKind element, std::vector<Part>* parts) {
   const StoredObject* object = reader.Find(MASTER, parameter.name);
   if (object == nullptr || object->element() != ELEMENT_F32) {
     return absl::FailedPreconditionError(
         absl::StrCat("the checkpoint has no fp32 master of ", parameter.name));
   }
-  const std::vector<std::string> names = MixtralTensorsOf(parameter);
   const std::vector<uint64_t> rows = RowsOf(parameter, model);
   const auto row = static_cast<uint64_t>(parameter.elements() / parameter.shape[0]);
   uint64_t at = 0;
@@ -223,83 +223,29 @@ absl::Status WriteFolder(const std::vector<PartFile>& parts, const std::string& 
   return writer->Keep();
 }
 
-// The first thing about the model that a Mixtral does not have; empty: none.
-std::string WithoutCounterpart(const JobSpec& spec) {
-  const ModelSpec& model = spec.model();
-  const RouterSpec& router = spec.recipe().router();
-  if (!model.has_moe()) return "model.moe is absent: the model has no experts";
-  const LayerPattern& pattern = model.moe().pattern();
-  if (pattern.every() != 1 || pattern.first() != 0) {
-    return "model.moe.pattern leaves layers without experts";
-  }
-  if (model.moe().shared_width() != 0) return "model.moe.shared_width: there is a shared expert";
-  if (spec.recipe().experts().reuse() > 1) return "recipe.experts.reuse: layers share experts";
-  if (router.has_state()) return "recipe.router.state: the router is recurrent";
-  if (router.balance().has_bias()) return "recipe.router.balance.bias counts in the selection";
-  if (router.select().has_group_limit() &&
-      router.select().group_limit() < router.select().groups()) {
-    return "recipe.router.select.group_limit is below groups";
-  }
-  if (router.score() != SOFTMAX) return "recipe.router.score is not softmax";
-  if (!router.weight().renormalize()) return "recipe.router.weight.renormalize is false";
-  if (router.weight().scale() != 1) return "recipe.router.weight.scale is not 1";
-  return "";
-}
-
 }  // namespace
 
-absl::StatusOr<std::string> MixtralConfigOf(const JobSpec& spec, ElementKind element) {
-  const std::string problem = WithoutCounterpart(spec);
-  if (!problem.empty()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("the model has no counterpart in Mixtral: ", problem));
-  }
-  const ModelSpec& model = spec.model();
-  const Json config = {
-      {"architectures", {"MixtralForCausalLM"}},
-      {"model_type", "mixtral"},
-      {"torch_dtype", element == ELEMENT_F32 ? "float32" : "bfloat16"},
-      {"hidden_act", "silu"},
-      {"hidden_size", model.hidden()},
-      {"num_hidden_layers", model.layers()},
-      {"num_attention_heads", model.heads()},
-      {"num_key_value_heads", model.kv_heads()},
-      {"head_dim", model.head_width()},
-      {"intermediate_size", model.moe().expert_width()},
-      {"num_local_experts", model.moe().experts()},
-      {"num_experts_per_tok", model.moe().active()},
-      {"vocab_size", model.vocabulary()},
-      {"max_position_embeddings", model.sequence()},
-      {"rope_theta", model.rope_base()},
-      {"rms_norm_eps", model.norm_epsilon()},
-      {"initializer_range", model.init_std()},
-      {"router_aux_loss_coef", spec.recipe().router().balance().coefficient()},
-      {"sliding_window", nullptr},
-      {"attention_dropout", 0.0},
-      {"tie_word_embeddings", model.tie_head()},
-  };
-  return config.dump(2) + "\n";
-}
-
-absl::StatusOr<ExportedModel> ExportMixtral(FileSystem* files, const MixtralExport& request) {
+absl::StatusOr<ExportedModel> ExportFolder(FileSystem* files, const FolderExport& request) {
   absl::StatusOr<StepFolder> step = OpenCheckpoint(files, request.from);
   if (!step.ok()) return step.status();
   absl::StatusOr<Manifest> manifest = ReadManifest(*step->folder);
   if (!manifest.ok()) return manifest.status();
-  absl::StatusOr<std::string> config = MixtralConfigOf(manifest->spec(), request.element);
-  if (!config.ok()) return config.status();
-  absl::StatusOr<ParameterCatalog> catalog = ParameterCatalog::Build(manifest->spec());
+  const JobSpec& spec = manifest->spec();
+  absl::StatusOr<const Architecture*> architecture = ArchitectureOf(spec, request.as);
+  if (!architecture.ok()) return architecture.status();
+  absl::StatusOr<ParameterCatalog> catalog = ParameterCatalog::Build(spec);
   if (!catalog.ok()) return catalog.status();
 
   ObjectReader reader(step->folder.get(), &*manifest);
   std::vector<Part> parts;
   for (const ParameterSpec& parameter : catalog->parameters()) {
-    absl::Status added =
-        AddParts(parameter, manifest->spec().model(), reader, request.element, &parts);
+    absl::Status added = AddParts(parameter, spec.model(), TensorsOf(**architecture, parameter),
+                                  reader, request.element, &parts);
     if (!added.ok()) return added;
   }
   ExportedModel exported;
   exported.step = manifest->state().step();
+  exported.architecture = (*architecture)->name;
   for (const Part& part : parts) exported.bytes += BytesOf(part);
   uint64_t done = 0;
   uint64_t total = exported.bytes;
@@ -322,7 +268,8 @@ absl::StatusOr<ExportedModel> ExportMixtral(FileSystem* files, const MixtralExpo
   exported.files = static_cast<int>(part_files.size());
   FolderWriter writer(to->get(), &reader, [&](uint64_t bytes) { report(done += bytes); });
   absl::Status written =
-      WriteFolder(part_files, *config, exported.bytes, *step->folder, &writer);
+      WriteFolder(part_files, WriteConfig(spec, **architecture, request.element), exported.bytes,
+                  *step->folder, &writer);
   if (!written.ok()) return written;
   return exported;
 }

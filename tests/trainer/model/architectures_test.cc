@@ -1,15 +1,18 @@
-// A Mixtral's numbers, as Hugging Face transformers computes them (tests/peers).
+// What models of several architectures compute, as Hugging Face transformers has it (tests/peers).
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <filesystem>
 
 #include "absl/strings/str_cat.h"
+#include "proto/job_spec.h"
+#include "tests/trainer/model/architecture_golden.h"
 #include "tests/trainer/model/golden.h"
-#include "tests/trainer/model/mixtral_golden.h"
 #include "tests/trainer/model/model_fixture.h"
+#include "trainer/checkpoint/convert/architecture.h"
+#include "trainer/checkpoint/convert/import.h"
 #include "trainer/checkpoint/format/box.h"
-#include "trainer/checkpoint/format/import_mixtral.h"
 #include "trainer/checkpoint/format/manifest.h"
 #include "trainer/checkpoint/restore.h"
 #include "trainer/model/decode.h"
@@ -31,13 +34,14 @@ MicroBatch BatchOf(const at::Tensor& tokens, const at::Tensor& targets) {
   return batch;
 }
 
-class MixtralGolden : public ::testing::Test {
+class ArchitectureGolden : public ::testing::TestWithParam<const char*> {
  protected:
-  MixtralGolden()
-      : model_(GoldenJob()),
-        golden_(ReadGolden("mixtral/golden.safetensors")),
-        weights_(model_.catalog(),
-                 FromHuggingFace(model_.catalog(), ReadGolden("mixtral/model.safetensors"), "")),
+  ArchitectureGolden()
+      : name_(GetParam()),
+        model_(GoldenJob(name_)),
+        golden_(ReadGolden(name_ + "/golden.safetensors")),
+        weights_(model_.catalog(), FromHuggingFace(name_, model_.catalog(),
+                                                   ReadGolden(name_ + "/model.safetensors"), "")),
         batch_(BatchOf(golden_.at("tokens"), golden_.at("targets"))) {}
 
   PassOptions Options() const {
@@ -46,6 +50,7 @@ class MixtralGolden : public ::testing::Test {
     return options;
   }
 
+  const std::string name_;
   const SingleRankModel model_;
   std::map<std::string, at::Tensor> golden_;
   FixedWeights weights_;
@@ -53,18 +58,23 @@ class MixtralGolden : public ::testing::Test {
 };
 
 // So that what is shown of these weights below holds for an imported checkpoint.
-TEST_F(MixtralGolden, ImportGivesTheseParameters) {
-  const std::string to = ::testing::TempDir() + "/mixtral_import_" + std::to_string(getpid());
-  const auto imported = ImportMixtral(&FileSystem::System(), {.from = "tests/peers/golden/mixtral",
-                                                              .to = to,
-                                                              .tokenizer = "",
-                                                              .binary = "test",
-                                                              .created = absl::UnixEpoch(),
-                                                              .progress = {}});
+TEST_P(ArchitectureGolden, ImportGivesTheseParameters) {
+  const std::string to = ::testing::TempDir() + "/import_" + name_ + std::to_string(getpid());
+  const auto imported = ImportFolder(&FileSystem::System(), {.from = "tests/peers/golden/" + name_,
+                                                             .to = to,
+                                                             .tokenizer = "",
+                                                             .binary = "test",
+                                                             .created = absl::UnixEpoch(),
+                                                             .progress = {}});
   ASSERT_TRUE(imported.ok()) << imported.status();
   const auto step = OpenCheckpoint(&FileSystem::System(), to);
   const auto manifest = ReadManifest(*step->folder);
   ASSERT_TRUE(manifest.ok()) << manifest.status();
+  JobSpec job = GoldenJob(name_);
+  job.mutable_recipe()->clear_preset();
+  JobSpec read = manifest->spec();
+  read.mutable_recipe()->clear_preset();
+  EXPECT_THAT(DescribeChanges(job, read, IDENTITY), ::testing::Each(::testing::HasSubstr("seed")));
   for (const ParameterSpec& parameter : model_.catalog().parameters()) {
     at::Tensor values = at::empty(parameter.shape, at::kFloat);
     const std::vector<uint64_t> shape(parameter.shape.begin(), parameter.shape.end());
@@ -81,22 +91,23 @@ TEST_F(MixtralGolden, ImportGivesTheseParameters) {
   std::filesystem::remove_all(to);
 }
 
-TEST_F(MixtralGolden, LossAndRouterProbabilities) {
+TEST_P(ArchitectureGolden, LossAndRouterScores) {
   const PassOptions options = Options();
   TransformerPass pass(model_.transformer(), batch_, options, weights_);
   pass.RunForward();
   const double loss = golden_.at("loss").item<double>();
   EXPECT_NEAR(pass.scalars().loss_sum * options.loss_scale, loss, kTolerance * loss);
-  for (int layer = 0; layer < 2; ++layer) {
+  for (int layer = 0; layer < model_.catalog().layers(); ++layer) {
+    if (!model_.catalog().IsMoe(layer)) continue;
     const Routing& routing = MoeBlock::RoutingOf(pass.contexts()[2 + 2 * layer]);
     EXPECT_LT(RelativeError(routing.scores, golden_.at(absl::StrCat("router.", layer))),
               kTolerance);
   }
 }
 
-TEST_F(MixtralGolden, EveryGradient) {
+TEST_P(ArchitectureGolden, EveryGradient) {
   const ParameterCatalog& catalog = model_.catalog();
-  const auto expected = FromHuggingFace(catalog, golden_, "gradient.");
+  const auto expected = FromHuggingFace(name_, catalog, golden_, "gradient.");
   for (const bool reproducible : {false, true}) {
     PassOptions options = Options();
     options.reproducible = reproducible;
@@ -105,12 +116,13 @@ TEST_F(MixtralGolden, EveryGradient) {
     pass.RunForward();
     pass.RunBackward(sink);
     for (ParameterId id = 0; id < catalog.size(); ++id) {
+      if (!catalog[id].learnt) continue;
       EXPECT_LT(RelativeError(sink.Sum(id), expected[id]), kTolerance) << catalog[id].name;
     }
   }
 }
 
-TEST_F(MixtralGolden, LogitsOfEveryPosition) {
+TEST_P(ArchitectureGolden, LogitsOfEveryPosition) {
   Decoder decoder(model_.transformer(), weights_, batch_.sequences, batch_.length, at::kFloat);
   const at::Tensor tokens = golden_.at("tokens");
   for (int64_t t = 0; t < batch_.length; ++t) {
@@ -120,9 +132,9 @@ TEST_F(MixtralGolden, LogitsOfEveryPosition) {
 }
 
 // The curve of AdamW, gradients and updates together, over the golden batches.
-TEST_F(MixtralGolden, TrainingCurve) {
+TEST_P(ArchitectureGolden, TrainingCurve) {
   const ParameterCatalog& catalog = model_.catalog();
-  const JobSpec job = GoldenJob();
+  const JobSpec job = GoldenJob(name_);
   const Mesh mesh = Mesh::Flat(1, 1);
   const auto placement = ExpertPlacement::Even(mesh, ExpertsByLayer(catalog));
   ParameterStore store(catalog, mesh, placement, {});
@@ -146,10 +158,15 @@ TEST_F(MixtralGolden, TrainingCurve) {
     UpdateScalars scalars;
     scalars.update = static_cast<uint64_t>(step + 1);
     for (ParameterId id = 0; id < catalog.size(); ++id) {
+      if (!catalog[id].learnt) continue;
       optimizer->Update(catalog[id], id, sink.Sum(id), scalars, store);
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Architectures, ArchitectureGolden,
+                         ::testing::Values("mixtral", "qwen3_moe", "dots1", "llama"),
+                         [](const auto& c) { return c.param; });
 
 }  // namespace
 }  // namespace moesaic

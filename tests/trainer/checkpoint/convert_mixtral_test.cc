@@ -1,5 +1,3 @@
-#include "trainer/checkpoint/format/import_mixtral.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
@@ -16,8 +14,10 @@
 #include "absl/strings/str_replace.h"
 #include "tests/trainer/checkpoint/memory_file_system.h"
 #include "proto/job_spec.h"
+#include "trainer/checkpoint/convert/architecture.h"
+#include "trainer/checkpoint/convert/export.h"
+#include "trainer/checkpoint/convert/import.h"
 #include "trainer/checkpoint/format/box.h"
-#include "trainer/checkpoint/format/export_mixtral.h"
 #include "trainer/checkpoint/format/load_plan.h"
 #include "trainer/checkpoint/format/manifest.h"
 #include "trainer/checkpoint/format/safetensors.h"
@@ -111,9 +111,9 @@ std::string SafetensorsFile(const std::map<std::string, HfTensor>& tensors, Elem
   return *LayOutSafetensors(&layout, {{"format", "pt"}}) + data;
 }
 
-class ImportMixtralTest : public ::testing::Test {
+class ImportTest : public ::testing::Test {
  protected:
-  ImportMixtralTest() {
+  ImportTest() {
     files_.MakeFolders("/hf").IgnoreError();
     files_.Write("/hf/config.json", kConfig);
   }
@@ -122,7 +122,7 @@ class ImportMixtralTest : public ::testing::Test {
     files_.Write("/hf/model.safetensors", SafetensorsFile(tensors_, element));
   }
 
-  absl::Status Import() { return ImportMixtral(&files_, {"/hf", "/out", "", "test", {}, {}}).status(); }
+  absl::Status Import() { return ImportFolder(&files_, {"/hf", "/out", "", "test", {}, {}}).status(); }
 
   // The whole master of a parameter of the import.
   std::vector<float> Load(const std::string& name) {
@@ -168,7 +168,7 @@ class ImportMixtralTest : public ::testing::Test {
   std::map<std::string, HfTensor> tensors_ = MixtralTensors();
 };
 
-TEST_F(ImportMixtralTest, EveryDtypeGivesTheSameMasters) {
+TEST_F(ImportTest, EveryDtypeGivesTheSameMasters) {
   for (ElementKind element : {ELEMENT_F32, ELEMENT_BF16, ELEMENT_F16}) {
     const auto config = files_.Read("/hf/config.json");
     files_ = MemoryFileSystem();
@@ -186,7 +186,7 @@ TEST_F(ImportMixtralTest, EveryDtypeGivesTheSameMasters) {
   }
 }
 
-TEST_F(ImportMixtralTest, ReadsAnIndexedFolder) {
+TEST_F(ImportTest, ReadsAnIndexedFolder) {
   std::map<std::string, HfTensor> halves[2];
   std::string map;
   int i = 0;
@@ -210,7 +210,7 @@ TEST_F(ImportMixtralTest, ReadsAnIndexedFolder) {
   EXPECT_THAT(Import().message(), HasSubstr("not a plain file name"));
 }
 
-TEST_F(ImportMixtralTest, ReadsAFolderThatTransformersWrote) {
+TEST_F(ImportTest, ReadsAFolderThatTransformersWrote) {
   for (const char* name : {"config.json", "model.safetensors"}) {
     std::ifstream file(absl::StrCat("tests/peers/golden/mixtral/", name), std::ios::binary);
     files_.Write(absl::StrCat("/hf/", name), std::string(std::istreambuf_iterator<char>(file), {}));
@@ -225,9 +225,11 @@ TEST_F(ImportMixtralTest, ReadsAFolderThatTransformersWrote) {
   EXPECT_EQ(Load("layers.0.moe.experts.3.gate_up").size(), 2u * 48 * 32);
 }
 
-TEST_F(ImportMixtralTest, DerivesTheJob) {
-  const auto spec = JobOfMixtralConfig(kConfig, "m");
-  ASSERT_TRUE(spec.ok()) << spec.status();
+TEST_F(ImportTest, DerivesTheJob) {
+  const auto read = ReadConfig(kConfig, "m");
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(read->architecture, &kMixtral);
+  const JobSpec* spec = &read->spec;
   EXPECT_EQ(spec->model().kv_heads(), 2u);
   EXPECT_EQ(spec->model().head_width(), 2u);
   EXPECT_EQ(spec->model().rope_base(), 50000.0);
@@ -235,22 +237,24 @@ TEST_F(ImportMixtralTest, DerivesTheJob) {
   EXPECT_EQ(spec->model().moe().expert_width(), 6u);
   EXPECT_TRUE(spec->recipe().router().weight().renormalize());
   EXPECT_EQ(spec->recipe().router().balance().coefficient(), 0.02);
-  const auto newer = JobOfMixtralConfig(
+  const auto newer = ReadConfig(
       absl::StrReplaceAll(kConfig, {{"\"rope_theta\": 50000.0",
                                      "\"rope_parameters\": {\"rope_theta\": 7.0, "
                                      "\"rope_type\": \"default\"}"}}),
       "m");
   ASSERT_TRUE(newer.ok()) << newer.status();
-  EXPECT_EQ(newer->model().rope_base(), 7.0);
+  EXPECT_EQ(newer->spec.model().rope_base(), 7.0);
 }
 
-TEST_F(ImportMixtralTest, RefusesWhatHasNoCounterpart) {
+TEST_F(ImportTest, RefusesWhatHasNoCounterpart) {
   const struct {
     const char* from;
     const char* to;
     const char* reason;
   } cases[] = {
-      {"\"mixtral\"", "\"llama\"", "model_type is \"llama\""},
+      {"\"mixtral\"", "\"gpt2\"", "model_type is \"gpt2\"; what has a counterpart here: mixtral"},
+      {"\"mixtral\"", "7", "model_type is 7"},
+      {"\"model_type\": \"mixtral\",", "", "model_type is missing"},
       {"\"silu\"", "\"gelu\"", "hidden_act is \"gelu\""},
       {"\"sliding_window\": null", "\"sliding_window\": 16", "sliding_window is shorter"},
       {"\"hidden_size\": 8", "\"hidden_size\": -8", "hidden_size must be a whole number"},
@@ -275,7 +279,7 @@ TEST_F(ImportMixtralTest, RefusesWhatHasNoCounterpart) {
   EXPECT_TRUE(absl::IsNotFound(Import()));
 }
 
-TEST_F(ImportMixtralTest, ATiedHeadIsNotStoredTwice) {
+TEST_F(ImportTest, ATiedHeadIsNotStoredTwice) {
   files_.Write("/hf/config.json",
                absl::StrReplaceAll(kConfig, {{"\"tie_word_embeddings\": false",
                                               "\"tie_word_embeddings\": true"}}));
@@ -290,7 +294,7 @@ TEST_F(ImportMixtralTest, ATiedHeadIsNotStoredTwice) {
   EXPECT_TRUE(absl::IsAlreadyExists(Import()));
 }
 
-TEST_F(ImportMixtralTest, ProgressGoesUpToTheTotal) {
+TEST_F(ImportTest, ProgressGoesUpToTheTotal) {
   WriteOne(ELEMENT_BF16);
   std::vector<int64_t> seen;
   int64_t last_total = 0;
@@ -298,12 +302,12 @@ TEST_F(ImportMixtralTest, ProgressGoesUpToTheTotal) {
     seen.push_back(done);
     last_total = total;
   };
-  ASSERT_TRUE(ImportMixtral(&files_, {"/hf", "/out", "", "test", {}, progress}).ok());
+  ASSERT_TRUE(ImportFolder(&files_, {"/hf", "/out", "", "test", {}, progress}).ok());
   EXPECT_TRUE(std::ranges::is_sorted(seen));
   EXPECT_EQ(seen.back(), last_total);
 }
 
-TEST_F(ImportMixtralTest, DamageLeavesNothingBehind) {
+TEST_F(ImportTest, DamageLeavesNothingBehind) {
   WriteOne(ELEMENT_BF16);
   const std::string good = files_.Read("/hf/model.safetensors");
   files_.Write("/hf/model.safetensors", good.substr(0, good.size() - 1));
@@ -313,14 +317,14 @@ TEST_F(ImportMixtralTest, DamageLeavesNothingBehind) {
 }
 
 // On the machine's own file system: a file of the model that is something else is refused at once.
-TEST_F(ImportMixtralTest, FilesThatLeadElsewhereAreNotRead) {
+TEST_F(ImportTest, FilesThatLeadElsewhereAreNotRead) {
   namespace fs = std::filesystem;
   WriteOne(ELEMENT_BF16);
   std::string pattern = ::testing::TempDir() + "/moesaic-import-XXXXXX";
   const std::string dir = mkdtemp(pattern.data());
   const auto import = [&] {
     fs::remove_all(dir + "/out");
-    return ImportMixtral(&FileSystem::System(), {dir + "/hf", dir + "/out", "", "test", {}, {}})
+    return ImportFolder(&FileSystem::System(), {dir + "/hf", dir + "/out", "", "test", {}, {}})
         .status();
   };
   fs::create_directory(dir + "/hf");
@@ -343,20 +347,20 @@ TEST_F(ImportMixtralTest, FilesThatLeadElsewhereAreNotRead) {
   fs::remove_all(dir);
 }
 
-class ExportMixtralTest : public ImportMixtralTest {
+class ExportTest : public ImportTest {
  protected:
-  ExportMixtralTest() {
+  ExportTest() {
     WriteOne(ELEMENT_F32);
     EXPECT_TRUE(Import().ok());
   }
 
   absl::StatusOr<ExportedModel> Export(ElementKind element, uint64_t max_file_bytes = 1 << 30) {
-    MixtralExport request;
+    FolderExport request;
     request.from = "/out";
     request.to = "/exported";
     request.element = element;
     request.max_file_bytes = max_file_bytes;
-    return ExportMixtral(&files_, request);
+    return ExportFolder(&files_, request);
   }
 
   std::map<std::string, std::string> Checksums(const std::string& root) {
@@ -370,11 +374,11 @@ class ExportMixtralTest : public ImportMixtralTest {
   }
 
   absl::Status ImportAgain() {
-    return ImportMixtral(&files_, {"/exported", "/again", "", "test", {}, {}}).status();
+    return ImportFolder(&files_, {"/exported", "/again", "", "test", {}, {}}).status();
   }
 };
 
-TEST_F(ExportMixtralTest, ImportOfAnExportHasTheSameBits) {
+TEST_F(ExportTest, ImportOfAnExportHasTheSameBits) {
   const auto exported = Export(ELEMENT_F32);
   ASSERT_TRUE(exported.ok()) << exported.status();
   EXPECT_THAT(files_.List("/exported"), testing::ElementsAre("config.json", "model.safetensors"));
@@ -383,7 +387,7 @@ TEST_F(ExportMixtralTest, ImportOfAnExportHasTheSameBits) {
   EXPECT_EQ(Checksums("/again"), Checksums("/out"));
 }
 
-TEST_F(ExportMixtralTest, LargeModelsAreCutIntoFilesWithAnIndex) {
+TEST_F(ExportTest, LargeModelsAreCutIntoFilesWithAnIndex) {
   const auto exported = Export(ELEMENT_F32, 1000);
   ASSERT_TRUE(exported.ok()) << exported.status();
   EXPECT_GT(exported->files, 3);
@@ -396,7 +400,7 @@ TEST_F(ExportMixtralTest, LargeModelsAreCutIntoFilesWithAnIndex) {
   EXPECT_EQ(Checksums("/again"), Checksums("/out"));
 }
 
-TEST_F(ExportMixtralTest, Bf16RoundsToNearestEven) {
+TEST_F(ExportTest, Bf16RoundsToNearestEven) {
   // 1 + 2^-8 lies half way between two bf16 values; the even one is 1.
   HfTensor& norm = tensors_.at("model.norm.weight");
   norm.values = {1.0f,       0x1.01p0f,       0x1.03p0f, 0x1.010002p0f,
@@ -415,7 +419,7 @@ TEST_F(ExportMixtralTest, Bf16RoundsToNearestEven) {
                                            -0.0f, 2.0f));
 }
 
-TEST_F(ExportMixtralTest, DamageAndWhatMixtralLacksAreRefusedAndLeaveNothing) {
+TEST_F(ExportTest, DamageAndWhatMixtralLacksAreRefusedAndLeaveNothing) {
   const auto step = OpenCheckpoint(&files_, "/out");
   const auto manifest = ReadManifest(*step->folder);
   const std::string file = absl::StrCat(step->path, "/", manifest->files(0).name());
@@ -439,7 +443,7 @@ TEST_F(ExportMixtralTest, DamageAndWhatMixtralLacksAreRefusedAndLeaveNothing) {
   }
 
   JobSpec spec = manifest->spec();
-  ASSERT_TRUE(MixtralConfigOf(spec, ELEMENT_BF16).ok());
+  ASSERT_TRUE(ArchitectureOf(spec, "mixtral").ok());
   const struct {
     void (*change)(JobSpec* spec);
     const char* reason;
@@ -456,6 +460,17 @@ TEST_F(ExportMixtralTest, DamageAndWhatMixtralLacksAreRefusedAndLeaveNothing) {
       {[](JobSpec* s) { s->mutable_recipe()->mutable_router()->mutable_weight()->set_scale(2); },
        "scale"},
       {[](JobSpec* s) { s->mutable_recipe()->mutable_experts()->set_reuse(2); }, "reuse"},
+      {[](JobSpec* s) { s->mutable_recipe()->mutable_experts()->set_null_experts(1); },
+       "null_experts"},
+      {[](JobSpec* s) {
+         s->mutable_recipe()->mutable_router()->mutable_select()->set_top_p(0.5);
+       },
+       "top_p"},
+      {[](JobSpec* s) {
+         s->mutable_recipe()->mutable_router()->mutable_select()->mutable_dense_to_sparse();
+       },
+       "dense_to_sparse"},
+      {[](JobSpec* s) { s->mutable_model()->set_qk_norm(true); }, "qk_norm"},
       {[](JobSpec* s) {
          s->mutable_recipe()->mutable_router()->mutable_state()->set_width(4);
        },
@@ -473,16 +488,18 @@ TEST_F(ExportMixtralTest, DamageAndWhatMixtralLacksAreRefusedAndLeaveNothing) {
   for (const auto& wrong : cases) {
     JobSpec changed = spec;
     wrong.change(&changed);
-    EXPECT_THAT(MixtralConfigOf(changed, ELEMENT_BF16).status().message(), HasSubstr(wrong.reason));
+    const absl::Status refused = ArchitectureOf(changed, "mixtral").status();
+    EXPECT_TRUE(absl::IsFailedPrecondition(refused));
+    EXPECT_THAT(refused.message(), HasSubstr(wrong.reason));
   }
 }
 
-TEST_F(ExportMixtralTest, TheConfigSaysTheModel) {
+TEST_F(ExportTest, TheConfigSaysTheModel) {
   const auto step = OpenCheckpoint(&files_, "/out");
   const JobSpec spec = ReadManifest(*step->folder)->spec();
-  const auto again = JobOfMixtralConfig(*MixtralConfigOf(spec, ELEMENT_F32), spec.name());
+  const auto again = ReadConfig(WriteConfig(spec, kMixtral, ELEMENT_F32), spec.name());
   ASSERT_TRUE(again.ok()) << again.status();
-  EXPECT_THAT(DescribeChanges(spec, *again, IDENTITY), testing::IsEmpty());
+  EXPECT_THAT(DescribeChanges(spec, again->spec, IDENTITY), testing::IsEmpty());
 }
 
 }  // namespace
