@@ -12,6 +12,7 @@ void RegisterCkpt(CLI::App& program, VerbContext& context) {
   RegisterCkptDiff(*verb, context);
   RegisterCkptKeep(*verb, context);
   RegisterCkptConvert(*verb, context);
+  RegisterCkptUpcycle(*verb, context);
   RegisterCkptReshard(*verb, context);
 }
 

@@ -15,6 +15,7 @@ void RegisterCkptCheck(CLI::App& ckpt, VerbContext& context);    // verify
 void RegisterCkptDiff(CLI::App& ckpt, VerbContext& context);     // diff
 void RegisterCkptKeep(CLI::App& ckpt, VerbContext& context);     // pin, unpin, rm
 void RegisterCkptConvert(CLI::App& ckpt, VerbContext& context);  // import, export
+void RegisterCkptUpcycle(CLI::App& ckpt, VerbContext& context);  // upcycle
 void RegisterCkptReshard(CLI::App& ckpt, VerbContext& context);  // reshard-plan
 
 }  // namespace moesaic

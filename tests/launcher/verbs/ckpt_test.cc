@@ -248,6 +248,58 @@ TEST_F(CkptVerbs, ExportIsTheInverseOfImport) {
   EXPECT_THAT(refused.err, HasSubstr("model.moe.pattern"));
 }
 
+TEST_F(CkptVerbs, ExportAsAnArchitectureThatCannotSayTheModelGivesTheReason) {
+  const std::string imported = path_ + "/imported";
+  ASSERT_EQ(RunMoesaic({"ckpt", "import", "--from", "tests/peers/golden/qwen3_moe", "--to", imported})
+                .exit_code,
+            kExitOk);
+  const Outcome refused =
+      RunMoesaic({"ckpt", "export", imported, "--to", path_ + "/no", "--as", "mixtral"});
+  EXPECT_EQ(refused.exit_code, kExitUsage);
+  EXPECT_THAT(refused.err, HasSubstr("no counterpart in mixtral: model.moe.pattern"));
+  EXPECT_EQ(RunMoesaic({"ckpt", "export", imported, "--to", path_ + "/no", "--as", "gpt2"}).exit_code,
+            kExitUsage);
+  const Outcome exported = RunMoesaic(
+      {"ckpt", "export", imported, "--to", path_ + "/hf", "--as", "qwen3_moe", "-o", "json"});
+  EXPECT_EQ(Json::parse(exported.out)["architecture"], "qwen3_moe") << exported.err;
+}
+
+TEST_F(CkptVerbs, UpcycleMakesACheckpointOfTheJob) {
+  const std::string job = path_ + "/job.yaml", to = path_ + "/upcycled";
+  std::ofstream(job) << R"(
+name: upcycled
+model: {layers: 2, hidden: 32, heads: 4, kv_heads: 2, sequence: 64, vocabulary: 64,
+        norm_epsilon: 1.0e-5, moe: {experts: 4, active: 2, expert_width: 48}}
+data: {train: [{path: none}]}
+train: {steps: 10, global_batch: 4, micro_batch: 2}
+)";
+  const std::vector<std::string> command = {
+      "ckpt", "upcycle", "--from", "tests/peers/golden/llama", "-f", job, "--to", to};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), command.begin(), command.end());
+    return RunMoesaic(more);
+  };
+  const Outcome masked = with({"--mask", "0.5"});
+  EXPECT_EQ(masked.exit_code, kExitUsage);
+  EXPECT_THAT(masked.err, HasSubstr("--method spawn"));
+  EXPECT_EQ(with({"--method", "spawn", "--mask", "1"}).exit_code, kExitUsage);
+  const Outcome moments = with({"--keep-optimizer"});
+  EXPECT_EQ(moments.exit_code, kExitUsage);
+  EXPECT_THAT(moments.err, HasSubstr("there are no moments"));
+  const Outcome pieces = with({"--method", "granular", "--set", "model.moe.expert_width=24"});
+  EXPECT_EQ(pieces.exit_code, kExitUsage);
+  EXPECT_THAT(pieces.err, HasSubstr("recipe.router.weight.scale must be 2"));
+  EXPECT_FALSE(std::filesystem::exists(to));
+
+  const Outcome made = with({"-o", "json"});
+  ASSERT_EQ(made.exit_code, kExitOk) << made.err;
+  EXPECT_EQ(Json::parse(made.out)["path"], to + "/step-000000000");
+  const Json shown = Json::parse(RunMoesaic({"ckpt", "show", to, "-o", "json"}).out);
+  EXPECT_EQ(shown["contents"], "weights");
+  EXPECT_EQ(shown["layout"], "upcycled (copy) from tests/peers/golden/llama");
+  EXPECT_EQ(RunMoesaic({"ckpt", "verify", to}).exit_code, kExitOk);
+}
+
 TEST_F(CkptVerbs, ReshardPlanSaysWhoReadsWhat) {
   const Outcome outcome = RunMoesaic(
       {"ckpt", "reshard-plan", path_, "--ranks", "6", "--expert", "3", "--reads", "-o", "json"});
@@ -298,7 +350,7 @@ TEST_F(CkptVerbs, ReshardPlanPlacesExpertsByTheRecordedLoad) {
 
 TEST_F(CkptVerbs, EveryVerbHasAnExample) {
   for (const char* verb : {"ls", "show", "verify", "diff", "pin", "unpin", "rm", "import", "export",
-                           "reshard-plan"}) {
+                           "upcycle", "reshard-plan"}) {
     std::ostringstream out, err;
     VerbContext context{
         .out = out, .err = err, .environment = {}, .program_path = "", .vocabulary_of = {}};

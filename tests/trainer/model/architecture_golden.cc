@@ -74,6 +74,7 @@ JobSpec GoldenJob(const std::string& architecture) {
       "recipe { router { balance { coefficient: 0 } } } train { optimizer { adamw { lr: 3e-3 } } } ",
       ModelsByArchitecture().at(architecture)));
   if (architecture == "llama") spec.mutable_model()->clear_moe();
+  if (architecture == "mixtral") spec.mutable_model()->clear_dense_width();
   return spec;
 }
 
