@@ -143,11 +143,17 @@ void BenchRows(const KernelTable& table) {
 void BenchAttention(const KernelTable& table) {
   const AttentionShape s{8, 256, 4, 4, 64};
   const int64_t n = s.sequences * s.length;
-  at::Tensor qkv = table.Random({n, 768}), dqkv = table.Empty({n, 768});
+  at::Tensor qkv = table.Random({n, 768}), dqkv = table.Random({n, 768});
   at::Tensor out = table.Empty({n, 256}), dout = table.Random({n, 256});
   at::Tensor lse = at::zeros({s.sequences, s.heads, s.length});
   const RopeTable rope = MakeRopeTable(s.length, s.head_width, 10000);
   table.Time("ApplyRope", {qkv, qkv}, [&] { ApplyRope(s, rope, 0, false, qkv); });
+  const HeadGains gains = {at::ones({s.head_width}), at::ones({s.head_width}), 1e-6};
+  HeadNormSaved saved;
+  at::Tensor dgain = at::empty({2, s.head_width});
+  table.Time("NormAndRotate", {qkv, qkv}, [&] { NormAndRotate(s, gains, rope, 0, qkv, &saved); });
+  table.Time("NormAndRotateBackward", {dqkv, dqkv},
+             [&] { NormAndRotateBackward(s, gains, rope, saved, dqkv, dgain); });
   // Products on and below the diagonal only.
   const double flop = 2.0 * s.sequences * s.heads * s.head_width * s.length * (s.length + 1) / 2;
   table.TimeProducts("Attention", 2 * flop, [&] { Attention(s, qkv, {}, out, lse); });

@@ -19,6 +19,7 @@ ARROWS = {
     "trainer/data": ["base", "proto"],
     "trainer/recipe": ["base", "proto", "trainer/catalog"],
     "trainer/checkpoint/format": ["base", "proto", "trainer/catalog"],
+    "trainer/checkpoint/convert": ["base", "proto", "trainer/catalog", "trainer/checkpoint/format"],
     # The trainer knows the cluster through two headers of its client.
     "trainer": ["base", "proto", "parallel", "trainer", "scheduler/client/coordinator_client.h",
                 "scheduler/client/snapshot_peer.h"],
@@ -34,7 +35,7 @@ ARROWS = {
 
 # Pure folders: no tensors, no MPI, no gRPC.
 PURE = ["base", "proto", "parallel/layout", "trainer/catalog", "trainer/data", "trainer/recipe",
-        "trainer/checkpoint/format", "scheduler/state"]
+        "trainer/checkpoint/format", "trainer/checkpoint/convert", "scheduler/state"]
 IMPURE_INCLUDE = re.compile(r"^(ATen/|c10/|torch/|mpi\.h|grpcpp/|grpc/|.*\.grpc\.pb\.h)")
 INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', re.M)
 

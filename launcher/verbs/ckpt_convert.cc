@@ -46,12 +46,12 @@ void Import(const ImportFlags& flags, VerbContext& context) {
 
 void RegisterImport(CLI::App& ckpt, VerbContext& context) {
   CLI::App* verb = ckpt.add_subcommand("import", "Make a checkpoint of a Hugging Face folder");
-  verb->footer(
-      absl::StrCat("Reads config.json (of ", absl::StrJoin(ArchitectureNames(), ", "),
-                   ") and the safetensors files\n"
-      "(F32, BF16, F16) and writes a checkpoint that holds parameters only: a run starts from it\n"
-      "with train.init_from. What has no counterpart here is refused by name. Links in the folder\n"
-      "are not followed, so download with --local-dir and not into the Hugging Face cache.\n\n"
+  verb->footer(absl::StrCat(
+      "Reads config.json (model_type ", absl::StrJoin(ArchitectureNames(), ", "), ")\n"
+      "and the safetensors files (F32, BF16, F16) and writes a checkpoint that holds parameters\n"
+      "only: a run starts from it with train.init_from. What has no counterpart here is refused by\n"
+      "name. Links in the folder are not followed: download with --local-dir, not into the cache of\n"
+      "Hugging Face.\n\n"
       "Example:\n  moesaic ckpt import --from mixtral-8x7b --to checkpoints/mixtral"));
   auto flags = std::make_shared<ImportFlags>();
   verb->add_option("--from", flags->import.from, "The Hugging Face folder")->required();
@@ -99,8 +99,8 @@ void RegisterExport(CLI::App& ckpt, VerbContext& context) {
   CLI::App* verb = ckpt.add_subcommand("export", "Write a checkpoint as a Hugging Face folder");
   verb->footer(
       "Verifies the checkpoint, then writes config.json and the parameters as safetensors files\n"
-      "(with an index when there are several), and a copy of the tokenizer. Which architecture can\n"
-      "say the model follows from it; when none can, each one's reason is told.\n\n"
+      "(with an index when there are several), and a copy of the tokenizer. The architecture\n"
+      "follows from the model; when none can say it, the reason of each is told.\n\n"
       "Examples:\n"
       "  moesaic ckpt export runs/quickstart/checkpoints --to quickstart-hf\n"
       "  moesaic ckpt export runs/quickstart/checkpoints@100 --to quickstart-hf --dtype f32");

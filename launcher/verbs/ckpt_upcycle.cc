@@ -78,22 +78,23 @@ void RegisterCkptUpcycle(CLI::App& ckpt, VerbContext& context) {
   verb->footer(
       "Writes a checkpoint for the job of -f, whose model is that of --from but for its experts.\n"
       "Methods:\n"
-      "  copy      each expert is the dense layer (model.moe.expert_width is its width); the weights\n"
-      "            of a token's experts must sum up to 1\n"
+      "  copy      each expert is the dense layer (model.moe.expert_width is its width); the\n"
+      "            weights of a token's experts must sum up to 1\n"
       "  granular  the dense layer in g pieces (expert_width is a g-th), each experts / g times;\n"
       "            active must be a multiple of g, and recipe.router.weight.scale must be g\n"
-      "  spawn     copies, in each of which another random share of the weights, --mask, is zero\n"
-      "With copy and granular (and spawn of --mask 0) the new model computes what the dense one did.\n\n"
+      "  spawn     copies, in each of which another random share of the weights is zero\n"
+      "With copy and granular the new model computes what the dense one did.\n\n"
       "Examples:\n"
-      "  moesaic ckpt upcycle --from runs/dense/checkpoints -f moe.yaml --to checkpoints/upcycled\n"
-      "  moesaic ckpt upcycle --from llama-hf -f moe.yaml --to checkpoints/upcycled --method granular");
+      "  moesaic ckpt upcycle --from runs/dense/checkpoints -f moe.yaml --to checkpoints/moe\n"
+      "  moesaic ckpt upcycle --from llama-hf -f moe.yaml --to checkpoints/moe --method granular");
   auto flags = std::make_shared<UpcycleFlags>();
   verb->add_option("--from", flags->from,
                    "The dense model: a step folder, a folder of them (its newest), FOLDER@STEP, or "
                    "a Hugging Face Llama folder")
       ->required();
   AddJobFlags(verb, &flags->job);
-  verb->add_option("--to", flags->to, "A folder without checkpoints; made when missing")->required();
+  verb->add_option("--to", flags->to, "A folder without checkpoints; made when missing")
+      ->required();
   verb->add_option("--method", flags->method, "What the experts are made of the dense layer")
       ->check(CLI::IsMember({"copy", "granular", "spawn"}))
       ->capture_default_str();
@@ -101,7 +102,7 @@ void RegisterCkptUpcycle(CLI::App& ckpt, VerbContext& context) {
       ->check(CLI::Range(0.0, 0.99));
   verb->add_flag("--rescale", flags->rescale, "spawn: divide what is left by 1 - mask");
   verb->add_flag("--keep-optimizer", flags->keep_optimizer,
-                 "Carry AdamW's moments along: the result is one to resume from, not parameters alone");
+                 "Carry AdamW's moments along: a run can resume from the result");
   AddOutputFormat(verb, &flags->format);
   verb->callback([flags, &context] { Run(*flags, context); });
 }

@@ -46,7 +46,9 @@ class UpcycleEquality : public ::testing::Test {
     moe_.mutable_recipe()->mutable_router()->mutable_balance()->set_coefficient(0);
     moe_.mutable_recipe()->mutable_router()->mutable_balance()->set_z_loss(0);
     ApplyDefaults(&moe_);
-    for (const JobProblem& problem : ValidateJob(moe_)) ADD_FAILURE() << problem.path << problem.message;
+    for (const JobProblem& problem : ValidateJob(moe_)) {
+      ADD_FAILURE() << problem.path << ": " << problem.message;
+    }
   }
   void TearDown() override { std::filesystem::remove_all(folder_); }
 
