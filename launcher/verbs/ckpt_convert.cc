@@ -49,9 +49,9 @@ void RegisterImport(CLI::App& ckpt, VerbContext& context) {
   verb->footer(absl::StrCat(
       "Reads config.json (model_type ", absl::StrJoin(ArchitectureNames(), ", "), ")\n"
       "and the safetensors files (F32, BF16, F16) and writes a checkpoint that holds parameters\n"
-      "only: a run starts from it with train.init_from. What has no counterpart here is refused by\n"
-      "name. Links in the folder are not followed: download with --local-dir, not into the cache of\n"
-      "Hugging Face.\n\n"
+      "only: a run starts from it with train.init_from. What has no counterpart here is refused\n"
+      "by name. Links in the folder are not followed: download with --local-dir, not into the\n"
+      "cache of Hugging Face.\n\n"
       "Example:\n  moesaic ckpt import --from mixtral-8x7b --to checkpoints/mixtral"));
   auto flags = std::make_shared<ImportFlags>();
   verb->add_option("--from", flags->import.from, "The Hugging Face folder")->required();
