@@ -63,7 +63,9 @@ struct Question {
 struct Answer {
   uint32_t nodes = 0;
   absl::StatusOr<GenerationPlan> plan;
-  JobSize size;  // of the plan, when there is one
+  JobSize size = {};  // of the plan, when there is one
+  int64_t parameters = 0;
+  int64_t active_parameters = 0;  // that one token uses
 };
 
 absl::StatusOr<TrainingState> LoadState(const JobSpec& spec, const std::string& path) {
@@ -108,7 +110,10 @@ Answer AnswerFor(const Question& question, uint32_t nodes) {
     input.nodes.push_back(question.node);
     input.nodes.back().id = fmt::format("node{:0{}}", i, std::to_string(nodes).size());
   }
-  Answer answer{.nodes = nodes, .plan = PlanGeneration(input), .size = {}};
+  Answer answer{.nodes = nodes,
+                .plan = PlanGeneration(input),
+                .parameters = question.catalog.total_elements(),
+                .active_parameters = question.catalog.active_elements()};
   if (!answer.plan.ok()) return answer;
   const ExpertLoad load =
       question.restored ? RecordedLoad(question.spec.model(), *question.restored) : ExpertLoad();
@@ -139,7 +144,9 @@ Json RankJson(const Mesh& mesh, int rank, const RankMemory& memory) {
 }
 
 Json ToJson(const Answer& answer) {
-  Json json = {{"nodes", answer.nodes}};
+  Json json = {{"nodes", answer.nodes},
+               {"parameters", answer.parameters},
+               {"active_parameters", answer.active_parameters}};
   if (!answer.plan.ok()) {
     json["refused"] = std::string(answer.plan.status().message());
     return json;
@@ -196,6 +203,17 @@ std::string Size(double bytes) {
 }
 std::string Size(int64_t bytes) { return Size(static_cast<double>(bytes)); }
 
+std::string Count(int64_t things) {
+  constexpr const char* kUnits[] = {"", " thousand", " million", " billion"};
+  auto count = static_cast<double>(things);
+  int unit = 0;
+  while (count >= 1000 && unit < 3) {
+    count /= 1000;
+    ++unit;
+  }
+  return fmt::format("{:.{}f}{}", count, unit == 0 ? 0 : 1, kUnits[unit]);
+}
+
 void PrintMemory(const Answer& answer, uint64_t node_bytes, std::ostream& out) {
   out << fmt::format("\n{:>5}  {:<12} {:>11} {:>11} {:>11} {:>12}  {:>11}\n", "RANK", "NODE",
                      "WEIGHTS", "MOMENTS", "GRADIENTS", "ACTIVATIONS*", "SNAPSHOT");
@@ -226,6 +244,8 @@ void PrintMemory(const Answer& answer, uint64_t node_bytes, std::ostream& out) {
 
 void PrintOne(const Answer& answer, uint64_t node_bytes, std::ostream& out) {
   const GenerationPlan& plan = *answer.plan;
+  out << fmt::format("parameters {}, {} of them used by a token\n", Count(answer.parameters),
+                     Count(answer.active_parameters));
   out << "layout     " << plan.layout << "\nwhy        " << plan.reason << "\n";
   for (const SpareNode& spare : plan.spares) {
     out << "spare      " << spare.id << ": " << spare.reason << "\n";

@@ -70,7 +70,8 @@ TEST_F(PlanVerb, SaysWhichLayoutAndWhyAndWhatItNeeds) {
   const Outcome outcome = Plan({"--nodes", "2", "--memory", "1GiB"});
   ASSERT_EQ(outcome.exit_code, kExitOk) << outcome.err;
   EXPECT_THAT(outcome.out,
-              AllOf(HasSubstr("layout     2 nodes, data 2, expert 2, 1 thread a rank"),
+              AllOf(HasSubstr("of them used by a token"),
+                    HasSubstr("layout     2 nodes, data 2, expert 2, 1 thread a rank"),
                     HasSubstr("why        2 of 1 to 8 nodes: 4 micro-batches a step in 2 rounds"),
                     HasSubstr("experts    the busiest rank takes 1.00 of the mean"),
                     HasSubstr("some experts are on one node only"), HasSubstr("between ranks"),
@@ -94,6 +95,9 @@ TEST_F(PlanVerb, JsonHoldsEveryNumber) {
   EXPECT_EQ(plan["ranks"], 2);
   EXPECT_EQ(plan["expert"], 2);
   EXPECT_EQ(plan["rounds"], 2);
+  EXPECT_GT(plan["parameters"], plan["active_parameters"]);
+  // fp32 weights and two moments.
+  EXPECT_EQ(plan["checkpoint_bytes"], 12 * plan["parameters"].get<int64_t>());
   EXPECT_EQ(plan["imbalance"], 1.0);
   EXPECT_EQ(plan["survives_any_node"], false);
   ASSERT_EQ(plan["spares"].size(), 1u);
