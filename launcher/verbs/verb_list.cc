@@ -18,6 +18,7 @@
 #include "launcher/verbs/logs.h"
 #include "launcher/verbs/node.h"
 #include "launcher/verbs/plan.h"
+#include "launcher/verbs/report.h"
 #include "launcher/verbs/run.h"
 #include "launcher/verbs/submit.h"
 #include "launcher/verbs/version.h"
@@ -49,6 +50,7 @@ constexpr RegisterVerb kVerbs[] = {
     RegisterEval,
     RegisterGenerate,
     RegisterPlan,
+    RegisterReport,
     RegisterVersion,
 };
 

@@ -34,11 +34,26 @@ class TrainTest(EndToEndTest):
         for line in lines:
             validated = ["validation_loss"] if line["step"] % 20 == 0 else []
             copied = ["snapshot_seconds"] if "snapshot_seconds" in line else []
-            self.assertEqual(list(line), STEP_KEYS + validated + copied)
+            routing = ["routing"] + (["validation_routing"] if validated else [])
+            self.assertEqual(list(line), STEP_KEYS + validated + copied + routing)
+            self.assertEqual([len(line["routing"][key]) for key in ("layers", "max_vio", "loads")],
+                             [2, 2, 2])
+            self.assertGreater(line["routing"]["rows"], 0)
             self.assertEqual(line["tokens"], 8 * 32)
             self.assertEqual(len(line["expert_load_max_over_mean"]), 2)
             self.assertGreaterEqual(min(line["expert_load_max_over_mean"]), 1)
         self.assertEqual(lines[-1]["loss"], self.trained.json["loss"])
+
+    def test_the_run_can_be_looked_at(self):
+        events = os.listdir(os.path.join(self.job.run_dir, "tensorboard"))
+        self.assertEqual(len(events), 1)
+        self.assertTrue(events[0].startswith("events.out.tfevents."), events)
+        page = os.path.join(self.job.run_dir, "report.html")
+        report = self.expect(0, self.moesaic("report", self.job.run_dir, "--html", page, "-o", "json")).json
+        self.assertEqual((report[0]["steps"], report[0]["skipped"]), (60, 0))
+        self.assertEqual(report[0]["validation_loss"], self.trained.json["validation_loss"])
+        with open(page, encoding="utf-8") as file:
+            self.assertIn("Load of each expert", file.read())
 
     def test_validation_loss_falls(self):
         losses = [line["validation_loss"] for line in self.job.lines() if "validation_loss" in line]

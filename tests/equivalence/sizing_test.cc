@@ -70,6 +70,7 @@ struct Measured {
   TrainingState first;  // after the first step: its load is that step's
   TrainingState last;
   std::string checkpoint;
+  int64_t wire_bytes = 0;  // by the metrics of the first step
 
   int64_t Sent(const std::string& communicator, const std::string& operation) const {
     int64_t bytes = 0;
@@ -176,6 +177,7 @@ class SizingTest : public ::testing::TestWithParam<Case> {
       MutexLock lock(&mutex);
       all.ranks[inner.rank()] = mine.ranks[0];
       all.first = mine.first;
+      all.wire_bytes = mine.wire_bytes;
       all.last = mine.last;
     });
     Persist(all);
@@ -205,6 +207,7 @@ class SizingTest : public ::testing::TestWithParam<Case> {
       if (step > 0) continue;
       mine.first = trainer.state();
       rank.first_step = sent;
+      mine.wire_bytes = outcome->routing.wire_bytes;
     }
     rank.most = memory.most();
     rank.store = trainer.store().bytes();
@@ -320,6 +323,7 @@ TEST_P(SizingTest, EveryChosenRowIsMovedFourTimes) {
   for (const std::vector<double>& layer : RecordedLoad(spec_.model(), run.first)) {
     chosen = std::accumulate(layer.begin(), layer.end(), chosen);
   }
+  EXPECT_EQ(run.wire_bytes, run.Sent("expert", "all_to_all"));  // what the metrics say
   int64_t moved = 0;
   for (const Measured::Rank& rank : run.ranks) {
     const auto sent = rank.first_step.to.find({"expert", "all_to_all"});

@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_format.h"
 #include "base/mutex.h"
 #include "parallel/comm/in_process.h"
 #include "proto/job_spec.h"
@@ -69,6 +70,20 @@ void Begin(Trainer& trainer, const RunResult* from) {
 ExpertPlacement PlacementOf(const JobSpec& spec, const RunLayout& layout, const Mesh& mesh) {
   if (layout.holders.empty()) return ExpertPlacement::Even(mesh, ExpertsOfLayers(spec.model()));
   return ExpertPlacement::Create(mesh, 1, layout.holders).value();
+}
+
+std::string TextOf(RoutingMetrics routing) {
+  routing.wire_rows = routing.wire_bytes = 0;
+  return RoutingJson(routing, /*loads=*/true).dump();
+}
+
+std::string TextOf(const ValidationRouting& validation) {
+  std::string text = TextOf(validation.routing);
+  for (const LayerPairInformation& pair : validation.information) {
+    text += absl::StrFormat(" %d %d %.17g %.17g", pair.first, pair.second, pair.information,
+                            pair.shuffled);
+  }
+  return text;
 }
 
 }  // namespace
@@ -139,8 +154,11 @@ RunResult TrainAsRank(const JobSpec& spec, const RunLayout& layout, int steps, C
     result.losses.push_back(outcome->metrics.loss());
     result.aux_losses.push_back(outcome->metrics.aux_loss());
     result.norms.push_back(outcome->metrics.grad_norm());
+    result.routing.push_back(TextOf(outcome->routing));
   }
-  result.validation_loss = (*trainer)->Validate(0).value().loss;
+  const ValidationResult validation = (*trainer)->Validate(0).value();
+  result.validation_loss = validation.loss;
+  result.routing.push_back(TextOf(validation.routing));
   Collect(**trainer, result);
   return result;
 }
@@ -157,6 +175,7 @@ RunResult TrainInProcess(const JobSpec& spec, const RunLayout& layout, int steps
       all.aux_losses = mine.aux_losses;
       all.norms = mine.norms;
       all.validation_loss = mine.validation_loss;
+      all.routing = mine.routing;
       all.state = mine.state;
     }
     // Where several ranks own a dense parameter, all must have the same bits.
@@ -176,6 +195,7 @@ void ExpectSameBits(const RunResult& a, const RunResult& b) {
   EXPECT_EQ(a.aux_losses, b.aux_losses);
   EXPECT_EQ(a.norms, b.norms);
   EXPECT_EQ(a.validation_loss, b.validation_loss);
+  EXPECT_EQ(a.routing, b.routing);
   EXPECT_EQ(a.state.SerializeAsString(), b.state.SerializeAsString());
   const auto expect_equal = [](const std::map<std::string, at::Tensor>& all,
                                const std::map<std::string, at::Tensor>& others, const char* what) {

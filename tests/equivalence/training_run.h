@@ -19,6 +19,8 @@ struct RunResult {
   std::vector<double> aux_losses;
   std::vector<double> norms;
   double validation_loss = 0;
+  // Routing metrics by step and of the validation, as JSON, without what depends on the layout.
+  std::vector<std::string> routing;
   // By parameter name, from its owner: the last step's gradient and the weights after it.
   std::map<std::string, at::Tensor> gradients;
   std::map<std::string, at::Tensor> weights;

@@ -10,6 +10,7 @@
 #include "parallel/layout/sum_tree.h"
 #include "trainer/catalog/expert_state.h"
 #include "trainer/catalog/write_plan.h"
+#include "trainer/metrics/layer_routing.h"
 
 namespace moesaic {
 namespace {
@@ -373,7 +374,7 @@ class Sizer {
       layers += in_.catalog->IsMoe(layer);
       experts = std::max<int64_t>(experts, in_.catalog->pool_experts(layer));
     }
-    const int64_t words = 2 * plan_.micro_batches + in_.catalog->size() + layers * experts + 3;
+    const int64_t words = 2 * plan_.micro_batches + in_.catalog->size() + layers * LayerRoutingWords(experts) + 3;
     AllReduce(static_cast<double>(words * 8), &size_.traffic.sums);
     if (!spec_.train().reproducible()) return;
     for (int rank = 0; rank < mesh_.size(); ++rank) {  // how many partial sums it names

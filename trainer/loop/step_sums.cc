@@ -15,7 +15,8 @@ StepSums::StepSums(const StepSumsShape& shape)
       aux_begin_(shape.micro_batches),
       norm_begin_(aux_begin_ + shape.micro_batches),
       count_begin_(norm_begin_ + shape.parameters),
-      control_begin_(count_begin_ + int64_t{shape.layers} * shape.experts),
+      layer_words_(LayerRoutingWords(shape.experts)),
+      control_begin_(count_begin_ + int64_t{shape.layers} * layer_words_),
       values_(control_begin_ + kControlWords) {}
 
 void StepSums::SetMicroBatch(int64_t micro_batch, double loss_sum, double aux_loss) {
@@ -23,10 +24,20 @@ void StepSums::SetMicroBatch(int64_t micro_batch, double loss_sum, double aux_lo
   At(aux_begin_, micro_batch) = aux_loss;
 }
 
-void StepSums::AddExpertCounts(int layer, std::span<const int64_t> counts) {
-  for (size_t expert = 0; expert < counts.size(); ++expert) {
-    At(count_begin_ + int64_t{layer} * shape_.experts, expert) +=
-        static_cast<double>(counts[expert]);
+void StepSums::AddRouting(int layer, const LayerRouting& routing) {
+  const auto add = [this](int64_t at, int64_t count) { values_[at] += static_cast<double>(count); };
+  int64_t at = LayerBegin(layer);
+  for (size_t expert = 0; expert < routing.counts.size(); ++expert) {
+    add(at + expert, routing.counts[expert]);
+  }
+  at += shape_.experts;
+  for (size_t active = 0; active < routing.fan_out.size(); ++active) {
+    add(at + active, routing.fan_out[active]);
+  }
+  at += shape_.experts + 1;
+  for (const int64_t word :
+       {routing.nulls, routing.dropped, routing.wire_rows, routing.entropy}) {
+    add(at++, word);
   }
 }
 
@@ -61,16 +72,21 @@ double StepSums::gradient_norm() const {
 }
 
 std::span<const double> StepSums::ExpertCounts(int layer, int experts) const {
-  return std::span(values_).subspan(count_begin_ + int64_t{layer} * shape_.experts, experts);
+  return std::span(values_).subspan(LayerBegin(layer), experts);
 }
 
-double StepSums::LoadMaxOverMean(int layer, int experts) const {
-  double sum = 0, highest = 0;
-  for (const double count : ExpertCounts(layer, experts)) {
-    sum += count;
-    highest = std::max(highest, count);
-  }
-  return sum > 0 ? highest * experts / sum : 0;
+LayerRouting StepSums::Routing(int layer, int experts) const {
+  const auto counts = ExpertCounts(layer, experts);
+  const auto fan_out =
+      std::span(values_).subspan(LayerBegin(layer) + shape_.experts, experts + 1);
+  const double* words = &values_[LayerBegin(layer) + 2 * shape_.experts + 1];
+  return {.counts = {counts.begin(), counts.end()},
+          .fan_out = {fan_out.begin(), fan_out.end()},
+          .nulls = static_cast<int64_t>(words[0]),
+          .dropped = static_cast<int64_t>(words[1]),
+          .wire_rows = static_cast<int64_t>(words[2]),
+          .entropy = static_cast<int64_t>(words[3]),
+          .best = {}};
 }
 
 ControlWord StepSums::control() const {

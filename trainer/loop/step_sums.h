@@ -9,6 +9,7 @@
 
 #include "parallel/comm/communicator.h"
 #include "trainer/catalog/parameter_catalog.h"
+#include "trainer/metrics/layer_routing.h"
 
 namespace moesaic {
 
@@ -33,7 +34,8 @@ class StepSums {
 
   // Contributions of this rank. `micro_batch` is one that this rank ran.
   void SetMicroBatch(int64_t micro_batch, double loss_sum, double aux_loss);
-  void AddExpertCounts(int layer, std::span<const int64_t> counts);
+  // One micro-batch of a MoE layer; `best` is not looked at.
+  void AddRouting(int layer, const LayerRouting& routing);
   // Sum of squares of a reduced gradient; from exactly one of its holders.
   void SetSquaredNorm(ParameterId id, double sum);
   void SetControl(const ControlWord& word);  // rank 0 only
@@ -48,15 +50,16 @@ class StepSums {
   double gradient_norm() const;
   // Tokens that chose each of the first `experts` experts of a MoE layer, in the step.
   std::span<const double> ExpertCounts(int layer, int experts) const;
-  // Busiest expert over the mean; 0 for a layer without experts or tokens.
-  double LoadMaxOverMean(int layer, int experts) const;
+  // The counts of a MoE layer in the step; its pool has `experts`.
+  LayerRouting Routing(int layer, int experts) const;
   ControlWord control() const;
 
  private:
   double& At(int64_t offset, int64_t index) { return values_[offset + index]; }
+  int64_t LayerBegin(int layer) const { return count_begin_ + int64_t{layer} * layer_words_; }
 
   StepSumsShape shape_;
-  int64_t aux_begin_, norm_begin_, count_begin_, control_begin_;
+  int64_t aux_begin_, norm_begin_, count_begin_, layer_words_, control_begin_;
   std::vector<double> values_;
 };
 

@@ -118,13 +118,16 @@ class TrainerImpl : public Trainer {
     return {.micro_batches = step.micro_batches(), .ranks = inputs_.mesh.size()};
   }
 
-  StepSums MakeSums(const StepPlan& step) const {
+  int LargestPool() const {
     int experts = 0;
     for (const int layer : moe_layers_) experts = std::max(experts, catalog_.pool_experts(layer));
+    return experts;
+  }
+  StepSums MakeSums(const StepPlan& step) const {
     return StepSums({.micro_batches = step.micro_batches(),
                      .parameters = catalog_.size(),
                      .layers = static_cast<int>(moe_layers_.size()),
-                     .experts = experts});
+                     .experts = LargestPool()});
   }
 
   // The rank's micro-batch of a round, read by `read(first sample, count)`.
@@ -166,6 +169,7 @@ class TrainerImpl : public Trainer {
   void MoveRouterStates(const StepSums& sums);
   void RecordLoads(const StepSums& sums);
   StepMetrics Metrics(const StepSums& sums, int64_t targets, bool skipped) const;
+  RoutingMetrics RoutingOf(const StepSums& sums, bool training) const;
 
   const TrainerInputs inputs_;
   const ParameterCatalog catalog_;
@@ -186,8 +190,8 @@ void TrainerImpl::Record(const MicroBatch& batch, const PassScalars& scalars,
                          StepSums& sums) const {
   if (batch.id < 0) return;
   sums.SetMicroBatch(batch.id, scalars.loss_sum, scalars.aux_loss);
-  for (size_t layer = 0; layer < scalars.expert_counts.size(); ++layer) {
-    sums.AddExpertCounts(static_cast<int>(layer), scalars.expert_counts[layer]);
+  for (size_t layer = 0; layer < scalars.routing.size(); ++layer) {
+    sums.AddRouting(static_cast<int>(layer), scalars.routing[layer]);
   }
 }
 
@@ -305,9 +309,25 @@ StepMetrics TrainerImpl::Metrics(const StepSums& sums, int64_t targets, bool ski
   metrics.set_tokens(targets);
   metrics.set_skipped(skipped);
   for (size_t i = 0; i < moe_layers_.size(); ++i) {
-    metrics.add_expert_load_max_over_mean(
-        sums.LoadMaxOverMean(static_cast<int>(i), catalog_.pool_experts(moe_layers_[i])));
+    const auto loads =
+        sums.ExpertCounts(static_cast<int>(i), catalog_.pool_experts(moe_layers_[i]));
+    const bool idle = std::ranges::all_of(loads, [](double load) { return load == 0; });
+    metrics.add_expert_load_max_over_mean(idle ? 0 : 1 + MaxVio(loads));
   }
+  return metrics;
+}
+
+RoutingMetrics TrainerImpl::RoutingOf(const StepSums& sums, bool training) const {
+  RoutingMetrics metrics;
+  for (size_t i = 0; i < moe_layers_.size(); ++i) {
+    const int layer = moe_layers_[i];
+    const int pool = catalog_.pool_experts(layer);
+    const at::Tensor mask = training ? Candidates(layer) : at::Tensor();
+    Add({.layer = layer, .candidates = mask.defined() ? mask.sum().item<int64_t>() : pool},
+        sums.Routing(static_cast<int>(i), pool), metrics);
+  }
+  const int64_t row_bytes = inputs_.spec.model().hidden() * at::elementSize(compute());
+  metrics.wire_bytes = metrics.wire_rows * row_bytes * (training ? 4 : 2);
   return metrics;
 }
 
@@ -338,6 +358,7 @@ absl::StatusOr<StepOutcome> TrainerImpl::Step(const ControlWord& wish) {
   const double norm = sums.gradient_norm();
   const bool skipped = !std::isfinite(norm) || !std::isfinite(sums.loss_sum());
   outcome.metrics = Metrics(sums, targets, skipped);
+  outcome.routing = RoutingOf(sums, /*training=*/true);
   if (!skipped) {
     Update(ClipFactor(norm, inputs_.spec.train().clip_norm()));
     MoveRouterStates(sums);
@@ -371,8 +392,10 @@ absl::StatusOr<ValidationResult> TrainerImpl::Validate(uint64_t samples) {
   }
   const PassOptions options = {.training = false,
                                .reproducible = inputs_.spec.train().reproducible(),
-                               .compute = compute()};
+                               .compute = compute(),
+                               .note_best = true};
   StepSums sums = MakeSums(step);
+  BestExpertPairs pairs(moe_layers_, LargestPool());
   for (int64_t round = 0; round < PlanFor(step).rounds(); ++round) {
     auto batch = Load(step, round, [this](int64_t first, int64_t count) {
       return validation_.Read(first, count);
@@ -381,12 +404,18 @@ absl::StatusOr<ValidationResult> TrainerImpl::Validate(uint64_t samples) {
     TransformerPass pass(transformer_, *batch, options, store_);
     pass.RunForward(WatchBlocks(batch->id, "validate"));
     Record(*batch, pass.scalars(), sums);
+    if (batch->id >= 0) pairs.Add(pass.scalars().routing);
   }
   sums.Reduce(*data_communicator_);
+  data_communicator_->AllReduceSum(pairs.counts().data(),
+                                   static_cast<int64_t>(pairs.counts().size()),
+                                   ElementType::kFloat64);
   const int64_t targets = validation_.CountTargets(0, step.count);
   return ValidationResult{
       .loss = targets > 0 ? sums.loss_sum() / static_cast<double>(targets) : 0.0,
-      .samples = static_cast<uint64_t>(step.count)};
+      .samples = static_cast<uint64_t>(step.count),
+      .routing = {.routing = RoutingOf(sums, /*training=*/false),
+                  .information = pairs.Information()}};
 }
 
 absl::Status CheckMesh(const TrainerInputs& inputs) {

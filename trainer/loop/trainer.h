@@ -19,6 +19,7 @@
 #include "trainer/catalog/parameter_catalog.h"
 #include "trainer/loop/step_sums.h"
 #include "trainer/loop/watchdog.h"
+#include "trainer/metrics/metrics_file.h"
 #include "trainer/model/profile.h"
 #include "trainer/optim/parameter_store.h"
 
@@ -44,6 +45,7 @@ struct StepTimes {
 
 struct StepOutcome {
   StepMetrics metrics;   // equal on every rank but `seconds`
+  RoutingMetrics routing;  // equal on every rank
   ControlWord control;   // what rank 0 wished, on every rank
   StepTimes times;
 };
@@ -51,6 +53,7 @@ struct StepOutcome {
 struct ValidationResult {
   double loss = 0;       // mean over the targets, in nats
   uint64_t samples = 0;
+  ValidationRouting routing = {};
 };
 
 // Thread-compatible. Step, Validate and PublishWeights are collective.

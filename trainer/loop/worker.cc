@@ -11,16 +11,18 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "proto/job_spec.h"
 #include "trainer/catalog/expert_state.h"
 #include "trainer/catalog/write_plan.h"
 #include "trainer/checkpoint/snapshot.h"
 #include "trainer/loop/layout.h"
-#include "trainer/loop/metrics.h"
 #include "trainer/loop/snapshot_schedule.h"
 #include "trainer/loop/stored_state.h"
 #include "trainer/loop/trainer.h"
+#include "trainer/metrics/metrics_file.h"
+#include "trainer/metrics/tensorboard_file.h"
 
 namespace moesaic {
 namespace {
@@ -69,10 +71,12 @@ class Generation {
  private:
   std::optional<WorkerResult> SetUp();
   RestoreFrom WhereToRestoreFrom() const;
+  std::optional<WorkerResult> OpenMetrics();
   std::optional<WorkerResult> FillParameters();
   std::optional<WorkerResult> AgreeToStart();
   WorkerResult Train();
   std::optional<WorkerResult> FinishStep(StepOutcome outcome);
+  void WriteMetrics(const StepRecord& record);
   bool WaitForFreeBuffer();
   absl::StatusOr<SnapshotReport> CopyState();
   SnapshotReport TakeSnapshot();
@@ -105,7 +109,8 @@ class Generation {
   std::unique_ptr<Trainer> trainer_;
   std::unique_ptr<SnapshotTaker> snapshots_;
   std::vector<int> writers_;  // of the checkpoint, by parameter
-  std::unique_ptr<MetricsFile> metrics_;  // rank 0
+  std::unique_ptr<MetricsFile> metrics_;  // rank 0, as the next
+  std::unique_ptr<TensorBoardFile> tensorboard_;
   absl::Time reported_ = absl::InfinitePast();
 };
 
@@ -135,12 +140,29 @@ std::optional<WorkerResult> Generation::SetUp() {
   if (auto failed = FillParameters()) return failed;
   *trainer_->state().mutable_placement() =
       StorePlacement(spec(), layout->mesh, layout->placement);
-  if (rank_ == 0) {
-    auto metrics = MetricsFile::Open(spec().run().dir());
-    if (!metrics.ok()) return Ended(WorkerEnd::kBadInput, metrics.status());
-    metrics_ = *std::move(metrics);
-  }
+  return rank_ == 0 ? OpenMetrics() : std::nullopt;
+}
+
+std::optional<WorkerResult> Generation::OpenMetrics() {
+  auto metrics = MetricsFile::Open(spec().run().dir());
+  if (!metrics.ok()) return Ended(WorkerEnd::kBadInput, metrics.status());
+  metrics_ = *std::move(metrics);
+  if (!spec().run().tensorboard()) return std::nullopt;
+  auto tensorboard = TensorBoardFile::Open({.run_dir = spec().run().dir(),
+                                            .generation = table_.generation(),
+                                            .first_step = trainer_->state().step() + 1,
+                                            .clock = &Clock::System()});
+  if (!tensorboard.ok()) return Ended(WorkerEnd::kBadInput, tensorboard.status());
+  tensorboard_ = *std::move(tensorboard);
   return std::nullopt;
+}
+
+// Metrics that cannot be written are missed by people, not by the training.
+void Generation::WriteMetrics(const StepRecord& record) {
+  if (rank_ != 0) return;
+  absl::Status status = metrics_->Append(record);
+  if (tensorboard_ != nullptr) status.Update(tensorboard_->Append(record));
+  if (!status.ok()) LogWarning("{}", std::string(status.message()));
 }
 
 RestoreFrom Generation::WhereToRestoreFrom() const {
@@ -218,12 +240,16 @@ WorkerResult Generation::Train() {
 
 std::optional<WorkerResult> Generation::FinishStep(StepOutcome outcome) {
   const uint64_t step = trainer_->state().step();
+  StepRecord record = {.routing = std::move(outcome.routing),
+                       .loads = LoadsAreDue(step, spec().train().steps())};
   if (ValidationIsDue(step)) {
     Report("validate");
-    const auto validation = trainer_->Validate(spec().train().validate_samples());
+    auto validation = trainer_->Validate(spec().train().validate_samples());
     if (!validation.ok()) return FailedInput(validation.status());
     outcome.metrics.set_validation_loss(validation->loss);
     trainer_->state().set_validation_loss(validation->loss);
+    record.validation = std::move(validation->routing);
+    record.loads = true;
   }
   outcome.metrics.set_generation(table_.generation());
   const SnapshotSchedule schedule = {
@@ -236,11 +262,8 @@ std::optional<WorkerResult> Generation::FinishStep(StepOutcome outcome) {
     snapshot = TakeSnapshot();
     outcome.metrics.set_snapshot_seconds(absl::ToDoubleSeconds(absl::Now() - began));
   }
-  if (metrics_ != nullptr) {
-    if (absl::Status status = metrics_->Append(outcome.metrics); !status.ok()) {
-      LogWarning("{}", std::string(status.message()));
-    }
-  }
+  record.step = outcome.metrics;
+  WriteMetrics(record);
   Report("step", &outcome);
   if (snapshot) inputs_.client->ReportSnapshot(*snapshot);
   return std::nullopt;

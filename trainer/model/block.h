@@ -10,6 +10,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "trainer/catalog/parameter_catalog.h"
+#include "trainer/metrics/layer_routing.h"
 #include "trainer/model/profile.h"
 
 namespace moesaic {
@@ -70,10 +71,9 @@ struct PassScalars {
   double loss_sum = 0;      // LM loss summed over the micro-batch's targets
   double aux_loss = 0;      // auxiliary losses of the micro-batch, layers summed
   int64_t targets = 0;
-  int64_t dropped = 0;      // (token, expert) pairs beyond capacity
-  // By MoE layer, by expert: chosen pairs of this micro-batch, before any drop.
-  std::vector<std::vector<int64_t>> expert_counts;
-  // The same of the tokens' probabilities; empty where no loss is over the layers of a pool.
+  std::vector<LayerRouting> routing;  // by MoE layer
+  // By MoE layer, by expert: the sum of the tokens' probabilities; empty where no loss is over the
+  // layers of a pool.
   std::vector<std::vector<double>> probability_sums;
 };
 
@@ -81,6 +81,7 @@ struct PassOptions {
   bool training = true;       // keep what backward needs; capacity limits hold in training only
   bool reproducible = false;  // expert products by (expert, micro-batch) segment
   at::ScalarType compute = at::kFloat;
+  bool note_best = false;     // fill LayerRouting::best
   uint64_t step = 0;          // 0-based: schedules of the recipe depend on it
   // Factors that make a SUM over everything the step's gradient (design: "nothing divides later"):
   double loss_scale = 1;      // of each target's loss: 1 / global target tokens of the step

@@ -6,6 +6,7 @@
 
 #include "parallel/expert/grouped_linear.h"
 #include "trainer/model/kernels/kernels.h"
+#include "trainer/model/router/observe.h"
 
 namespace moesaic {
 namespace {
@@ -85,6 +86,16 @@ void SkipEmptySegments(const DispatchPlan& plan, const ExpertPool& pool, int use
   }
 }
 
+// Rows that leave for other ranks than `me` of the expert communicator.
+int64_t WireRows(const DispatchPlan& plan, int me) {
+  int64_t rows = 0;
+  for (int to = 0; to < static_cast<int>(plan.send.size()); ++to) {
+    if (to == me) continue;
+    for (const RowRange& range : plan.send[to]) rows += range.rows;
+  }
+  return rows;
+}
+
 }  // namespace
 
 MoeLayer::MoeLayer(const MoeConfig& config, Router router, ExpertPool pool,
@@ -130,13 +141,13 @@ RouteInputs MoeLayer::InputsOf(const at::Tensor& logits, const PassContext& cont
   return route;
 }
 
-void MoeLayer::Record(const Saved& saved, PassScalars& scalars) const {
+void MoeLayer::Record(const Saved& saved, const PassContext& context) const {
   const Routing& routing = saved.routing;
+  PassScalars& scalars = *context.scalars;
   const size_t layers = config_.moe_index + 1;
   scalars.aux_loss += routing.aux_loss;
-  scalars.dropped += routing.dropped;
-  scalars.expert_counts.resize(std::max(scalars.expert_counts.size(), layers));
-  scalars.expert_counts[config_.moe_index] = routing.counts;
+  scalars.routing.resize(std::max(scalars.routing.size(), layers));
+  scalars.routing[config_.moe_index] = Observe(routing, context.options->note_best);
   if (router_.pool_coefficient() == 0) return;
   scalars.probability_sums.resize(std::max(scalars.probability_sums.size(), layers));
   scalars.probability_sums[config_.moe_index] = router_.ProbabilitySums(saved.route, routing);
@@ -146,9 +157,10 @@ void MoeLayer::Record(const Saved& saved, PassScalars& scalars) const {
 
 std::vector<double> MoeLayer::PoolPricesOf(const PassScalars& scalars, int64_t tokens) const {
   if (router_.pool_coefficient() == 0 || tokens == 0) return {};
-  const std::span<const std::vector<int64_t>> counts = scalars.expert_counts;
+  const std::span<const LayerRouting> routing = scalars.routing;
   return PoolPrices(router_.pool_coefficient(),
-                    counts.subspan(config_.moe_index - config_.use, pool_.layers().size()), tokens);
+                    routing.subspan(config_.moe_index - config_.use, pool_.layers().size()),
+                    tokens);
 }
 
 double MoeLayer::PoolLoss(const PassScalars& scalars, int64_t tokens) const {
@@ -194,13 +206,15 @@ Bundle MoeLayer::Forward(const at::Tensor& x, const Bundle& residual, PassContex
       logits_.Forward(x, residual.router_state, weights, saved.logits);
   saved.route = InputsOf(routed.logits, context);
   saved.routing = router_.Route(saved.route);
-  Record(saved, *context.scalars);
+  Record(saved, context);
   scope.Switch(Part::kPermute);
   saved.pairs = SortByExpert(saved.routing.expert, router_.experts());
   scope.Switch(Part::kExchange);
   saved.plan = Plan(batch, saved.pairs.counts);
   saved.batches = BatchesOf(saved.plan, RoundIds(batch, parallel_.mesh->expert_size()),
                             context.options->reproducible);
+  context.scalars->routing[config_.moe_index].wire_rows =
+      WireRows(saved.plan, parallel_.mesh->place(parallel_.rank).expert);
 
   scope.Switch(Part::kPermute);
   at::Tensor sorted = at::empty({saved.plan.send_rows, x.size(1)}, x.options());

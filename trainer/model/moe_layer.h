@@ -86,7 +86,8 @@ class MoeLayer {
  private:
   bool Exchanges() const { return parallel_.mesh->expert_size() > 1; }
   RouteInputs InputsOf(const at::Tensor& logits, const PassContext& context) const;
-  void Record(const Saved& saved, PassScalars& scalars) const;
+  // What the pass tells of the routing.
+  void Record(const Saved& saved, const PassContext& context) const;
   // The loss over the pool's layers, once the last of them has routed.
   double PoolLoss(const PassScalars& scalars, int64_t tokens) const;
   // PoolPrices of this layer's pool; empty where there is no such loss.

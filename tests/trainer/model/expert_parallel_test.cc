@@ -106,8 +106,8 @@ void ExpectClose(const ParameterCatalog& catalog, const StepResult& actual,
     const PassScalars& other = actual.scalars.at(id);
     EXPECT_NEAR(other.loss_sum, scalars.loss_sum, 1e-5 * scalars.loss_sum) << what;
     EXPECT_NEAR(other.aux_loss, scalars.aux_loss, 1e-6) << what;
-    EXPECT_EQ(other.expert_counts, scalars.expert_counts) << what;
-    EXPECT_EQ(other.dropped, scalars.dropped) << what;
+    EXPECT_EQ(CountsOf(other), CountsOf(scalars)) << what;
+    EXPECT_EQ(DroppedOf(other), DroppedOf(scalars)) << what;
   }
   for (ParameterId id = 0; id < catalog.size(); ++id) {
     EXPECT_LT(RelativeError(actual.Gradient(catalog, id), expected.Gradient(catalog, id)), 1e-5)
@@ -210,7 +210,7 @@ TEST(ExpertParallel, AmpleCapacityIsDropless) {
   Step ample(SmallJob("recipe { router { select { capacity_factor: 2.5 } } }"), 3, false);
   const StepResult expected = dropless.Run(2, 2);
   const StepResult actual = ample.Run(2, 2);
-  for (const auto& [id, scalars] : actual.scalars) EXPECT_EQ(scalars.dropped, 0);
+  for (const auto& [id, scalars] : actual.scalars) EXPECT_EQ(DroppedOf(scalars), 0);
   ExpectSameBits(dropless.catalog(), actual, expected, "ample capacity");
 }
 

@@ -134,6 +134,18 @@ SingleRankModel::SingleRankModel(const JobSpec& spec, int64_t positions)
       transformer_(std::make_unique<Transformer>(TransformerInputs{
           &spec_, &catalog_, RecipeAt(spec_, 0), {&mesh_, &placement_, 0, nullptr}, positions})) {}
 
+std::vector<std::vector<int64_t>> CountsOf(const PassScalars& scalars) {
+  std::vector<std::vector<int64_t>> counts;
+  for (const LayerRouting& layer : scalars.routing) counts.push_back(layer.counts);
+  return counts;
+}
+
+int64_t DroppedOf(const PassScalars& scalars) {
+  int64_t dropped = 0;
+  for (const LayerRouting& layer : scalars.routing) dropped += layer.dropped;
+  return dropped;
+}
+
 double RelativeError(const at::Tensor& a, const at::Tensor& b) {
   const double scale = b.abs().max().item<double>();
   return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>() /

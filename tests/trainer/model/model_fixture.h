@@ -75,6 +75,10 @@ ParameterCatalog CatalogOf(const JobSpec& spec);
 // The number of experts of each layer.
 std::vector<int> ExpertsByLayer(const ParameterCatalog& catalog);
 
+// Chosen pairs by MoE layer and expert, and pairs dropped, all layers together.
+std::vector<std::vector<int64_t>> CountsOf(const PassScalars& scalars);
+int64_t DroppedOf(const PassScalars& scalars);
+
 // max |a - b| / max |b|, where b is not all zeros.
 double RelativeError(const at::Tensor& a, const at::Tensor& b);
 

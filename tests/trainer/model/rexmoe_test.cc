@@ -33,7 +33,7 @@ std::map<LeafSink::Leaf, at::Tensor> Leaves(const SingleRankModel& model,
   TransformerPass pass(model.transformer(), batch, options, source);
   pass.RunForward();
   pass.RunBackward(sink);
-  if (counts != nullptr) *counts = pass.scalars().expert_counts;
+  if (counts != nullptr) *counts = CountsOf(pass.scalars());
   return sink.leaves();
 }
 

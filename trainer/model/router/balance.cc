@@ -226,18 +226,17 @@ std::vector<double> ProbabilitySums(const BalanceInputs& in) {
   return sums;
 }
 
-std::vector<double> PoolPrices(double beta, std::span<const std::vector<int64_t>> counts,
-                               int64_t tokens) {
-  std::vector<double> prices(counts.front().size());
+std::vector<double> PoolPrices(double beta, std::span<const LayerRouting> layers, int64_t tokens) {
+  std::vector<double> prices(layers.front().counts.size());
   double chosen = 0;
-  for (const std::vector<int64_t>& layer : counts) {
+  for (const LayerRouting& layer : layers) {
     for (size_t i = 0; i < prices.size(); ++i) {
-      prices[i] += static_cast<double>(layer[i]);
-      chosen += static_cast<double>(layer[i]);
+      prices[i] += static_cast<double>(layer.counts[i]);
+      chosen += static_cast<double>(layer.counts[i]);
     }
   }
   if (chosen == 0) return prices;
-  const double seen = static_cast<double>(counts.size()) * static_cast<double>(tokens);
+  const double seen = static_cast<double>(layers.size()) * static_cast<double>(tokens);
   for (double& price : prices) price *= beta * static_cast<double>(prices.size()) / chosen / seen;
   return prices;
 }

@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "proto/job.pb.h"
+#include "trainer/metrics/layer_routing.h"
 #include "trainer/model/router/score.h"
 
 namespace moesaic {
@@ -64,9 +65,8 @@ void BalanceLossBackward(const BalanceInputs& inputs, double factor, at::Tensor&
 // By expert: p_e summed over the tokens; 0 for what was no candidate.
 std::vector<double> ProbabilitySums(const BalanceInputs& inputs);
 
-// By expert: what each token of each layer of a pool pays for p_e, from the pairs that each of its
-// layers chose, by expert, among `tokens` tokens. All 0 where nothing was chosen.
-std::vector<double> PoolPrices(double beta, std::span<const std::vector<int64_t>> counts,
-                               int64_t tokens);
+// By expert: what each token of each layer of a pool pays for p_e, from what each of its layers
+// chose among `tokens` tokens (LayerRouting::counts). All 0 where nothing was chosen.
+std::vector<double> PoolPrices(double beta, std::span<const LayerRouting> layers, int64_t tokens);
 
 }  // namespace moesaic

@@ -1,4 +1,4 @@
-#include "trainer/loop/metrics.h"
+#include "trainer/metrics/metrics_file.h"
 
 #include <gtest/gtest.h>
 
@@ -11,8 +11,9 @@
 namespace moesaic {
 namespace {
 
-StepMetrics Step(uint64_t step) {
-  StepMetrics metrics;
+StepRecord Step(uint64_t step) {
+  StepRecord record;
+  StepMetrics& metrics = record.step;
   metrics.set_step(step);
   metrics.set_generation(2);
   metrics.set_loss(3.5);
@@ -20,7 +21,7 @@ StepMetrics Step(uint64_t step) {
   metrics.set_tokens(4096);
   metrics.add_expert_load_max_over_mean(1.5);
   metrics.add_expert_load_max_over_mean(1.25);
-  return metrics;
+  return record;
 }
 
 std::string ReadAll(const std::string& path) {
@@ -51,12 +52,42 @@ TEST(MetricsLine, HasTheDocumentedKeysInOrder) {
 }
 
 TEST(MetricsLine, WritesNullForWhatIsNotFinite) {
-  StepMetrics metrics = Step(1);
-  metrics.set_loss(std::nan(""));
-  metrics.set_skipped(true);
-  const auto line = nlohmann::json::parse(MetricsLine(metrics));
+  StepRecord record = Step(1);
+  record.step.set_loss(std::nan(""));
+  record.step.set_skipped(true);
+  const auto line = nlohmann::json::parse(MetricsLine(record));
   EXPECT_TRUE(line["loss"].is_null());
   EXPECT_EQ(line["skipped"], true);
+}
+
+TEST(MetricsLine, HasTheRoutingAndItsLoadsWhereTheyAreDue) {
+  StepRecord record = Step(1);
+  Add({.layer = 3, .candidates = 4}, {.counts = {3, 1, 0, 4}, .fan_out = {0, 0, 4}},
+      record.routing);
+  auto line = nlohmann::json::parse(MetricsLine(record));
+  EXPECT_EQ(line["routing"]["layers"], nlohmann::json({3}));
+  EXPECT_EQ(line["routing"]["max_vio"], nlohmann::json({1.0}));
+  EXPECT_EQ(line["routing"]["rows"], 8);
+  EXPECT_FALSE(line["routing"].contains("loads"));
+  EXPECT_FALSE(line.contains("validation_routing"));
+
+  record.loads = true;
+  record.validation = {record.routing, {{.first = 1, .second = 3, .information = 0.5}}};
+  line = nlohmann::json::parse(MetricsLine(record));
+  EXPECT_EQ(line["routing"]["loads"], nlohmann::json({{3, 1, 0, 4}}));
+  EXPECT_EQ(line["validation_routing"]["loads"], nlohmann::json({{3, 1, 0, 4}}));
+  EXPECT_EQ(line["validation_routing"]["mutual_information"][0]["layers"], nlohmann::json({1, 3}));
+  EXPECT_EQ(line["validation_routing"]["mutual_information"][0]["nats"], 0.5);
+}
+
+TEST(LoadsAreDue, AboutAHundredTimesAndAtTheEnd) {
+  for (const uint64_t steps : {1u, 20u, 100u, 1234u, 100000u}) {
+    uint64_t due = 0;
+    for (uint64_t step = 1; step <= steps; ++step) due += LoadsAreDue(step, steps);
+    EXPECT_GE(due, std::min<uint64_t>(steps, 100)) << steps;
+    EXPECT_LE(due, 200u) << steps;
+    EXPECT_TRUE(LoadsAreDue(steps, steps));
+  }
 }
 
 TEST_F(MetricsFileTest, AppendsAcrossOpensAndEndsATornLine) {

@@ -1,0 +1,69 @@
+#include "trainer/metrics/metrics_file.h"
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+namespace moesaic {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json Number(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
+
+Json ValidationJson(const ValidationRouting& validation) {
+  Json json = RoutingJson(validation.routing, /*loads=*/true);
+  Json& pairs = json["mutual_information"] = Json::array();
+  for (const LayerPairInformation& pair : validation.information) {
+    pairs.push_back({{"layers", {pair.first, pair.second}},
+                     {"nats", Number(pair.information)},
+                     {"shuffled", Number(pair.shuffled)}});
+  }
+  return json;
+}
+
+}  // namespace
+
+bool LoadsAreDue(uint64_t step, uint64_t steps) {
+  return step >= steps || step % std::max<uint64_t>(1, steps / 100) == 0;
+}
+
+std::string MetricsLine(const StepRecord& record) {
+  const StepMetrics& metrics = record.step;
+  Json line;
+  line["step"] = metrics.step();
+  line["generation"] = metrics.generation();
+  line["loss"] = Number(metrics.loss());
+  line["aux_loss"] = Number(metrics.aux_loss());
+  line["grad_norm"] = Number(metrics.grad_norm());
+  line["lr"] = Number(metrics.lr());
+  line["tokens"] = metrics.tokens();
+  line["seconds"] = Number(metrics.seconds());
+  line["tokens_per_second"] = Number(metrics.tokens_per_second());
+  Json loads = Json::array();
+  for (const double load : metrics.expert_load_max_over_mean()) loads.push_back(Number(load));
+  line["expert_load_max_over_mean"] = std::move(loads);
+  if (metrics.has_validation_loss()) line["validation_loss"] = Number(metrics.validation_loss());
+  if (metrics.has_snapshot_seconds()) line["snapshot_seconds"] = metrics.snapshot_seconds();
+  if (metrics.skipped()) line["skipped"] = true;
+  if (!record.routing.layers.empty()) line["routing"] = RoutingJson(record.routing, record.loads);
+  if (record.validation.has_value() && !record.validation->routing.layers.empty()) {
+    line["validation_routing"] = ValidationJson(*record.validation);
+  }
+  return line.dump();
+}
+
+absl::StatusOr<std::unique_ptr<MetricsFile>> MetricsFile::Open(const std::string& run_dir) {
+  auto file = AppendFile::Open(run_dir, "metrics.jsonl");
+  if (!file.ok()) return file.status();
+  if (!file->EndsWithNewline()) {
+    if (absl::Status status = file->Append("\n"); !status.ok()) return status;
+  }
+  return std::unique_ptr<MetricsFile>(new MetricsFile(*std::move(file)));
+}
+
+absl::Status MetricsFile::Append(const StepRecord& record) {
+  return file_.Append(MetricsLine(record) + "\n");
+}
+
+}  // namespace moesaic

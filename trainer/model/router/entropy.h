@@ -1,0 +1,14 @@
+// How undecided a router is: the entropy of each token's probabilities over the experts.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+namespace moesaic {
+
+// By token: -sum_i p_i log p_i in nats, p_i the score of expert i divided by the sum of all.
+// scores fp32 [n, E], none negative.
+std::vector<double> Entropies(const at::Tensor& scores);
+
+}  // namespace moesaic
