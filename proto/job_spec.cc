@@ -298,9 +298,10 @@ class CrossFieldRules {
              spec_.parallel().expert());
     }
     if (!Sound({"model.moe.active"})) return;
-    if (moe.active() > moe.experts()) {
-      Report("model.moe.active", "must be at most experts (", moe.experts(), "), not ",
-             moe.active());
+    const uint32_t nulls = spec_.recipe().experts().null_experts();
+    if (moe.active() > moe.experts() + nulls) {
+      Report("model.moe.active", "must be at most experts (", moe.experts(),
+             nulls > 0 ? absl::StrCat(" and ", nulls, " null ones") : "", "), not ", moe.active());
     }
     const bool chooses = moe.experts() > 1 || spec_.recipe().experts().reuse() > 1;
     if (moe.active() == 1 && chooses && Sound({"recipe.router.weight.renormalize"}) &&
@@ -359,6 +360,8 @@ class CrossFieldRules {
     CheckGroups(router.select());
     CheckCandidates(router.select());
     CheckBalance(router);
+    CheckNullExperts(router);
+    CheckTopP(router);
   }
 
   void CheckGroups(const SelectSpec& select) {
@@ -409,6 +412,55 @@ class CrossFieldRules {
              "needs layers that share experts (recipe.experts.reuse); for a layer's own there is "
              "balance.coefficient");
     }
+  }
+
+  void CheckNullExperts(const RouterSpec& router) {
+    if (spec_.recipe().experts().null_experts() == 0) return;
+    const BalanceSpec& balance = router.balance();
+    const auto refuse = [this](bool given, const char* with, const char* reason) {
+      if (given) Report("recipe.experts.null_experts", "with ", with, ": ", reason);
+    };
+    refuse(balance.has_bias(), "recipe.router.balance.bias",
+           "it moves each expert towards the mean load, and null experts have none to share; take "
+           "balance.coefficient");
+    refuse(balance.scope() == GLOBAL, "recipe.router.balance.scope global",
+           "loads of null experts are not kept from step to step; take micro_batch or sequence");
+    refuse(router.select().groups() > 1 || balance.groups() > 1, "groups",
+           "null experts are in none of them");
+    refuse(router.select().has_candidates(), "recipe.router.select.candidates",
+           "it says which experts may be chosen, and null experts are none of them");
+    refuse(router.select().has_top_p(), "recipe.router.select.top_p",
+           "both make the number of experts vary; take one");
+    refuse(router.select().has_dense_to_sparse(), "recipe.router.select.dense_to_sparse",
+           "both make the number of experts vary; take one");
+    refuse(spec_.recipe().experts().has_spawn(), "recipe.experts.spawn",
+           "the one expert until then is passed by every token; take one");
+  }
+
+  void CheckTopP(const RouterSpec& router) {
+    if (router.balance().entropy() > 0 && router.select().has_candidates()) {
+      Report("recipe.router.balance.entropy",
+             "with recipe.router.select.candidates: it would be of experts that cannot be chosen");
+    }
+    if (!router.select().has_top_p()) return;
+    const auto refuse = [this](bool given, const char* with, const char* reason) {
+      if (given) Report("recipe.router.select.top_p", "with ", with, ": ", reason);
+    };
+    refuse(router.score() != SOFTMAX, "recipe.router.score other than softmax",
+           "scores must be probabilities, which sum up to 1");
+    refuse(router.weight().renormalize(), "recipe.router.weight.renormalize true",
+           "a token with one expert would weigh it 1, and the router learn nothing from it");
+    refuse(spec_.model().moe().active() < 2, "model.moe.active 1",
+           "that is the most experts a token takes, so the share would say nothing");
+    refuse(router.balance().has_bias(), "recipe.router.balance.bias",
+           "probabilities with a bias do not sum up to 1");
+    refuse(router.select().has_group_limit() &&
+               router.select().group_limit() < router.select().groups(),
+           "recipe.router.select.group_limit", "the groups that are left may never sum up to it");
+    refuse(router.select().has_candidates(), "recipe.router.select.candidates",
+           "the experts that are left may never sum up to it");
+    refuse(router.select().has_dense_to_sparse(), "recipe.router.select.dense_to_sparse",
+           "both say how many experts a token takes; take one");
   }
 
   const JobSpec& spec_;

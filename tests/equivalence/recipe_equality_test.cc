@@ -64,6 +64,15 @@ const Case kCases[] = {
        recipe.mutable_experts()->set_reuse(2);
        recipe.mutable_router()->mutable_select()->mutable_candidates()->set_mode(RANDOM_ALL);
      }},
+    {"AdaMoe", "adamoe", [](RecipeSpec& recipe) { recipe.mutable_experts()->set_null_experts(6); }},
+    {"AdaMoeWithReuseAndAState", "adamoe",
+     [](RecipeSpec& recipe) {
+       recipe.mutable_experts()->set_null_experts(4);
+       recipe.mutable_experts()->set_reuse(2);
+       recipe.mutable_router()->mutable_state()->set_width(8);
+     }},
+    {"TopP", "top_p",
+     [](RecipeSpec& recipe) { recipe.mutable_router()->mutable_select()->set_top_p(0.3); }},
     {"GlobalBalance", "top_k",
      [](RecipeSpec& recipe) { recipe.mutable_router()->mutable_balance()->set_scope(GLOBAL); }},
 };
@@ -92,7 +101,8 @@ class RecipeEquality : public ::testing::TestWithParam<Case> {
   JobSpec spec_;
 };
 
-// Counts and biases of DeepSeekMoE (DSM-10) and shared experts of ReXMoE (REX-10) among them.
+// Counts and biases of DeepSeekMoE (DSM-10), shared experts of ReXMoE (REX-10), null experts (ADA-7)
+// and top-p (TOPP-7) among them.
 TEST_P(RecipeEquality, DSM10_REX10_AnyLayoutIsBitEqualToOneProcess) {
   const RunResult one = TrainInProcess(spec_, {}, kSteps);
   for (const auto& [ranks, expert] : {std::pair(2, 2), {2, 1}, {4, 4}, {4, 2}, {3, 3}}) {

@@ -88,6 +88,7 @@ class Lister {
       : model_(spec.model()),
         router_(spec.recipe().router()),
         reuse_(static_cast<int>(spec.recipe().experts().reuse())),
+        nulls_(spec.recipe().experts().null_experts()),
         normal_{InitRule::kNormal, model_.init_std()},
         residual_{InitRule::kNormal, model_.init_std() / std::sqrt(2.0 * model_.layers())} {}
 
@@ -157,7 +158,7 @@ class Lister {
       seen = router_.state().width();
       AddRouter(prefix + "router_projection", {seen, int64_t{model_.hidden()}}, normal_);
     }
-    AddRouter(prefix + "router", {Pool(), seen}, normal_);
+    AddRouter(prefix + "router", {Pool() + nulls_, seen}, normal_);
     if (router_.balance().has_bias()) AddRouterState(prefix + "router_bias");
     if (router_.balance().scope() == GLOBAL) AddRouterState(prefix + "router_load");
     if (moe.shared_width() > 0) {
@@ -211,6 +212,7 @@ class Lister {
   const ModelSpec& model_;
   const RouterSpec& router_;
   const int reuse_;
+  const int64_t nulls_;
   const InitRule normal_;
   const InitRule residual_;
   int layer_ = -1;  // being listed; -1: of no layer
@@ -234,6 +236,7 @@ absl::StatusOr<ParameterCatalog> ParameterCatalog::Build(const JobSpec& spec) {
   ParameterCatalog catalog;
   catalog.layers_ = static_cast<int>(model.layers());
   catalog.experts_ = static_cast<int>(model.moe().experts());
+  catalog.nulls_ = static_cast<int>(spec.recipe().experts().null_experts());
   catalog.active_ = static_cast<int>(model.moe().active());
   for (int layer = 0; layer < catalog.layers_; ++layer) {
     catalog.moe_layers_.push_back(IsMoeLayer(model, layer));

@@ -69,7 +69,8 @@ struct ParameterSpec {
 //   router_cell.input_bias          [3 p]                                used by each MoE layer;
 //   router_cell.hidden_bias         [3 p]                                they follow the embedding)
 //   layers.L.moe.router_projection  [p, hidden]                         (recipe.router.state)
-//   layers.L.moe.router             [pool, hidden], or [pool, p]                    (MoE layer)
+//   layers.L.moe.router             [pool + null, hidden], or [pool + null, p]      (MoE layer)
+//                                                       null: recipe.experts.null_experts
 //   layers.L.moe.router_bias        [pool]              not learnt    (recipe.router.balance.bias)
 //   layers.L.moe.router_load        [pool]              not learnt    (balance.scope global): pairs
 //                                                       of each expert in the step before
@@ -102,6 +103,13 @@ class ParameterCatalog {
   const std::vector<int>& PoolLayers(int layer) const { return pools_[layer]; }
   // Which of them `layer` is.
   int PlaceInPool(int layer) const;
+  // Null experts, from which a layer chooses, too; they have no parameters.
+  int null_experts() const { return nulls_; }
+  // Experts that a token is expected to take of a layer with experts, where loads are balanced: null
+  // experts get their share of what is chosen. Where recipes take fewer at will: the most.
+  double expected_active(int layer) const {
+    return static_cast<double>(active_) * pool_experts(layer) / (pool_experts(layer) + nulls_);
+  }
   int pool_experts(int layer) const { return experts_ * static_cast<int>(pools_[layer].size()); }
 
   int64_t total_elements() const;
@@ -119,6 +127,7 @@ class ParameterCatalog {
   int layers_ = 0;
   int experts_ = 0;
   int active_ = 0;
+  int nulls_ = 0;
 };
 
 }  // namespace moesaic

@@ -277,7 +277,8 @@ class Sizer {
   // Scores, what they came from, and of a recurrent router the cell's input, gates and state.
   int64_t RouterBytes(int64_t tokens, int layer) const {
     const int64_t p = spec_.recipe().router().state().width();
-    return tokens * kFloat * (2 * int64_t{in_.catalog->pool_experts(layer)} + 6 * p);
+    const int64_t choices = in_.catalog->pool_experts(layer) + in_.catalog->null_experts();
+    return tokens * kFloat * (2 * choices + 6 * p);
   }
   int64_t HeadBytes(int64_t tokens) const {
     const int64_t vocabulary = spec_.model().vocabulary(), hidden = spec_.model().hidden();
@@ -304,14 +305,17 @@ class Sizer {
       }
       const MoeSpec& moe = model.moe();
       const std::vector<double> shares = Shares(layer);
+      const double active = in_.catalog->expected_active(layer);
       for (int r = 0; r < mesh_.size(); ++r) {
         // A round brings the micro-batches of the whole group.
         const auto received = static_cast<int64_t>(
-            std::ceil(shares[r] * static_cast<double>(mesh_.size() * tokens * moe.active())));
+            std::ceil(shares[r] * static_cast<double>(mesh_.size() * tokens) * active));
         size_.ranks[r].activations +=
             received * compute_bytes_ * hidden + SwiGluBytes(received, moe.expert_width()) +
             SwiGluBytes(tokens, moe.shared_width()) +
-            tokens * moe.active() * compute_bytes_ * hidden + RouterBytes(tokens, layer);
+            static_cast<int64_t>(std::ceil(static_cast<double>(tokens) * active)) * compute_bytes_ *
+                hidden +
+            RouterBytes(tokens, layer);
         const int64_t row = (mesh_.expert_size() > 1 ? 2 : 1) * hidden + moe.expert_width();
         backward[r] = std::max(backward[r], received * compute_bytes_ * row);
       }
@@ -343,14 +347,14 @@ class Sizer {
   }
 
   void AddTokens() {
-    const MoeSpec& moe = spec_.model().moe();
     for (int layer = 0; layer < placement_.layers(); ++layer) {
       const double sum = PoolTokens(layer);
       if (sum == 0 || mesh_.expert_size() == 1) continue;
       for (int source = 0; source < mesh_.size(); ++source) {
         const int data = mesh_.place(source).data;
         const auto pairs = static_cast<double>((plan_.end(data) - plan_.begin(data)) *
-                                               MicroBatchTokens() * moe.active());
+                                               MicroBatchTokens()) *
+                           in_.catalog->expected_active(layer);
         // There and back, in forward and in backward.
         const double bytes =
             4 * pairs * static_cast<double>(spec_.model().hidden() * compute_bytes_);
@@ -438,7 +442,7 @@ double ExpertShare(const JobSpec& spec, const ParameterCatalog& catalog) {
   for (const ParameterSpec& parameter : catalog.parameters()) {
     if (parameter.expert < 0) continue;
     experts += static_cast<double>(parameter.elements()) *
-               std::min(1.0, static_cast<double>(model.moe().active()) / model.moe().experts());
+               std::min(1.0, catalog.expected_active(parameter.layer) / model.moe().experts());
   }
   auto all = static_cast<double>(catalog.active_elements());
   // Rows of the embedding are looked up, not multiplied; a tied one is the head, too.

@@ -55,6 +55,7 @@ RouterConfig RouterOf(const TransformerInputs& in, int layer) {
   const int64_t own = in.catalog->experts(layer);
   return {.rule = in.recipe.router,
           .experts = in.catalog->pool_experts(layer),
+          .nulls = in.catalog->null_experts(),
           .active = in.spec->model().moe().active(),
           .seed = in.spec->train().seed(),
           .layer = layer,

@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "trainer/recipe/adaptive.h"
 #include "trainer/recipe/deepseek_moe.h"
 #include "trainer/recipe/rexmoe.h"
 #include "trainer/recipe/rmoe.h"
@@ -22,6 +23,8 @@ constexpr Preset kPresets[] = {
     {"deepseek_v3", DeepSeekV3Recipe},
     {"rexmoe", ReXMoeRecipe},
     {"rmoe", RMoeRecipe},
+    {"adamoe", AdaMoeRecipe},
+    {"top_p", TopPRecipe},
 };
 
 const Preset* FindPreset(const std::string& name) {

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
+#include "trainer/model/router/entropy.h"
 #include "trainer/model/router/rows.h"
 #include "trainer/model/router/select.h"
 
@@ -93,10 +95,17 @@ class Prices {
       const std::vector<int64_t> own = CountByExpert(selected, in_.scores.size(1));
       counts.assign(own.begin(), own.end());
     }
+    if (in_.nulls > 0) ShareAmongNulls(counts);
     const double candidates = CandidateSum(std::vector<double>(counts.size(), 1));
     const double chosen = in_.fan_out > 0 ? in_.fan_out * tokens_ : CandidateSum(counts);
     for (double& count : counts) count *= chosen > 0 ? candidates / chosen : 0;
     return counts;
+  }
+
+  void ShareAmongNulls(std::vector<double>& counts) const {
+    const auto nulls = std::span(counts).last(in_.nulls);
+    const double sum = std::accumulate(nulls.begin(), nulls.end(), 0.0);
+    std::ranges::fill(nulls, sum / static_cast<double>(in_.nulls));
   }
 
   double CandidateSum(std::span<const double> values) const {
@@ -157,6 +166,14 @@ std::vector<Part> PartsOf(const BalanceInputs& in) {
   return result;
 }
 
+// b * mean over tokens of their entropy.
+double EntropyLoss(const BalanceInputs& in) {
+  if (in.rule->entropy() == 0) return 0;
+  const std::vector<double> entropies = Entropies(in.scores);
+  return in.rule->entropy() * std::accumulate(entropies.begin(), entropies.end(), 0.0) /
+         static_cast<double>(entropies.size());
+}
+
 }  // namespace
 
 double BalanceLoss(const BalanceInputs& in) {
@@ -180,7 +197,7 @@ double BalanceLoss(const BalanceInputs& in) {
       squares += lse * lse;
     }
   }
-  return balance + in.rule->z_loss() * squares / static_cast<double>(tokens);
+  return balance + EntropyLoss(in) + in.rule->z_loss() * squares / static_cast<double>(tokens);
 }
 
 void BalanceLossBackward(const BalanceInputs& in, double factor, at::Tensor& dscores,
@@ -204,6 +221,10 @@ void BalanceLossBackward(const BalanceInputs& in, double factor, at::Tensor& dsc
                    }
                  });
     }
+  }
+  if (in.rule->entropy() != 0) {
+    const double each = factor * in.rule->entropy() / static_cast<double>(in.scores.size(0));
+    AddEntropyGradient(in.scores, each, dscores);
   }
   if (in.rule->z_loss() != 0) {
     const double each = factor * in.rule->z_loss() * 2 / static_cast<double>(in.scores.size(0));

@@ -6,18 +6,21 @@
 //     K: experts a token; where that varies, its mean, so that the mean f_i is 1 all the same.
 //     p: the scores where they sum to 1 (softmax), else the scores divided by their sum over all E.
 //     (Fedus et al., "Switch Transformers", 2022, eq. 4; Dai et al., DeepSeekMoE, eq. 12-14.)
+//     With m null experts E counts them, too, and f_i of each is the mean of theirs: it does not
+//     matter which of them is chosen (AdaMoE: Zeng et al., arXiv 2406.13233, eq. 7).
 //   group:   alpha2 * sum_j f'_j P'_j,     f'_j = mean of f_i, P'_j = sum of P_i over group j
 //     (DeepSeekMoE, eq. 15-17, "device level")
 //   communication:  alpha3 * sum_j f''_j P'_j,   f''_j = D / (M T') * tokens with an expert in group
 //     j, D groups of which a token may use M   (DeepSeek-V2, eq. 29-31)
+//   entropy: b * mean over tokens of -sum_i p_i log p_i            (Huang et al., arXiv 2403.07652)
 //   z-loss:  c * mean over tokens of logsumexp(logits)^2               (Zoph et al., ST-MoE, 2022)
 //
 //   pool:    beta * sum_e f_e P_e over the experts of a pool that r layers share, with the counts of all r
 //     layers and the mean of p over their tokens: so that no expert is starved by all layers at once
 //     (ReXMoE, section 3.3, "physical level"). Over the logical micro-batch, whatever the scope.
 //
-// Each but the z-loss is its coefficient at perfect balance, and linear in p: together they are one
-// price an expert that every token of a part pays.
+// Each but the entropy and the z-loss is its coefficient at perfect balance, and linear in p: together
+// they are one price an expert that every token of a part pays.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -41,6 +44,7 @@ struct BalanceInputs {
   int64_t sequences = 1;      // divides T
   int64_t groups = 1;         // D; divides E
   int64_t group_limit = 1;    // M
+  int64_t nulls = 0;          // m: the last of E
   // bool [E]: the losses are over these experts alone, E stands for their number and p for the scores
   // divided by the sum of theirs; undefined: all.
   at::Tensor candidates = {};

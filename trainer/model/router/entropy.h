@@ -11,4 +11,7 @@ namespace moesaic {
 // scores fp32 [n, E], none negative.
 std::vector<double> Entropies(const at::Tensor& scores);
 
+// dscores += factor * the gradient of the sum of all tokens' entropies, fp32 [n, E].
+void AddEntropyGradient(const at::Tensor& scores, double factor, at::Tensor& dscores);
+
 }  // namespace moesaic

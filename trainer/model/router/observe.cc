@@ -9,17 +9,14 @@
 namespace moesaic {
 namespace {
 
-// [k]: tokens that chose k of the first `experts`.
+// [k]: tokens that chose k of the experts.
 std::vector<int64_t> FanOut(const at::Tensor& selected, int64_t experts) {
   const int64_t most = selected.size(1);
   const int64_t* ids = selected.const_data_ptr<int64_t>();
   std::vector<int64_t> tokens(std::min(most, experts) + 1);
   for (int64_t t = 0; t < selected.size(0); ++t) {
     int64_t active = 0;
-    for (int64_t k = 0; k < most; ++k) {
-      const int64_t id = ids[t * most + k];
-      active += id >= 0 && id < experts;
-    }
+    for (int64_t k = 0; k < most; ++k) active += ids[t * most + k] >= 0;
     ++tokens[active];
   }
   return tokens;
@@ -35,7 +32,7 @@ std::vector<int32_t> BestOf(const Routing& routing, int64_t experts) {
     float highest = -1;
     for (int64_t k = 0; k < most; ++k) {
       const int64_t id = ids[t * most + k];
-      if (id < 0 || id >= experts) continue;
+      if (id < 0) continue;
       const float score = scores[t * routing.scores.size(1) + id];
       if (score > highest) best[t] = static_cast<int32_t>(id);
       highest = std::max(highest, score);
@@ -53,6 +50,7 @@ LayerRouting Observe(const Routing& routing, bool best) {
   LayerRouting seen;
   seen.counts = routing.counts;
   seen.fan_out = FanOut(routing.selected, experts);
+  seen.nulls = routing.nulls;
   seen.dropped = routing.dropped;
   seen.entropy = std::llround(entropy * kEntropyUnit);
   if (best) seen.best = BestOf(routing, experts);

@@ -23,8 +23,8 @@ Router::Router(const RouterConfig& config)
     : config_(config),
       score_(FindScore(config.rule.score())),
       groups_(GroupsOf(config.rule.select())) {
-  TORCH_CHECK(config_.active >= 1 && config_.active <= config_.experts, "router: ", config_.active,
-              " active of ", config_.experts, " experts");
+  TORCH_CHECK(config_.active >= 1 && config_.active <= choices(), "router: ", config_.active,
+              " active of ", choices(), " experts");
   TORCH_CHECK(config_.experts % groups_.groups == 0, "router: ", groups_.groups, " groups of ",
               config_.experts, " experts");
   if (config_.own == 0) config_.own = config_.experts;
@@ -32,9 +32,9 @@ Router::Router(const RouterConfig& config)
 
 Routing Router::Route(const RouteInputs& inputs) const {
   const at::Tensor& logits = inputs.logits;
-  TORCH_CHECK(logits.dim() == 2 && logits.size(1) == experts() && logits.is_contiguous() &&
+  TORCH_CHECK(logits.dim() == 2 && logits.size(1) == choices() && logits.is_contiguous() &&
                   logits.scalar_type() == at::kFloat,
-              "router: fp32 logits of ", experts(), " experts are needed, got ", logits.sizes());
+              "router: fp32 logits of ", choices(), " experts are needed, got ", logits.sizes());
   Routing routing;
   routing.scores = at::empty_like(logits);
   score_.forward(logits, routing.scores);
@@ -45,6 +45,7 @@ Routing Router::Route(const RouteInputs& inputs) const {
       inputs.bias.defined() && config_.rule.balance().coefficient() != 0
           ? SelectTopK(WithoutOthers(routing.scores, routing.candidates), active())
           : routing.selected;
+  if (config_.nulls > 0) TakeNulls(routing);
   routing.counts = CountByExpert(routing.selected, experts());
   routing.weight = SelectedWeights(config_.rule.weight(), routing.scores, routing.selected);
   routing.aux_loss = BalanceLoss(BalanceOf(inputs, routing));
@@ -54,6 +55,14 @@ Routing Router::Route(const RouteInputs& inputs) const {
     routing.dropped = Drop(inputs, routing);
   }
   return routing;
+}
+
+// Null experts leave what is computed, and stay in what is balanced.
+void Router::TakeNulls(Routing& routing) const {
+  const at::Tensor is_null = routing.selected.ge(experts());
+  routing.balanced = routing.selected;
+  routing.selected = routing.selected.masked_fill(is_null, -1);
+  routing.nulls = is_null.sum().item<int64_t>();
 }
 
 at::Tensor Router::Candidates(const RouteInputs& inputs) const {
@@ -74,6 +83,8 @@ at::Tensor Router::Select(const at::Tensor& scores, const at::Tensor& bias,
     if (suited.is_same(scores)) suited = scores.clone();
     MaskGroups(groups_, active(), suited);
   }
+  const SelectSpec& select = config_.rule.select();
+  if (select.has_top_p()) return SelectTopP(suited, select.top_p(), active());
   return SelectTopK(suited, active());
 }
 
@@ -81,7 +92,7 @@ int64_t Router::Drop(const RouteInputs& inputs, Routing& routing) const {
   const SelectSpec& select = config_.rule.select();
   const int64_t tokens = inputs.logits.size(0);
   CapacityLimit limit;
-  limit.bins = select.capacity_of() == GROUP ? groups_.groups : experts();
+  limit.bins = select.capacity_of() == GROUP ? groups_.groups : choices();
   limit.capacity = BinCapacity(select.capacity_factor(), tokens, active(), limit.bins);
   limit.order = select.drop();
   if (select.never_dropped() > 0 && inputs.sequences > 0) {
@@ -106,6 +117,7 @@ BalanceInputs Router::BalanceOf(const RouteInputs& inputs, const Routing& routin
                            .sequences = inputs.sequences,
                            .groups = groups_.groups,
                            .group_limit = groups_.limit,
+                           .nulls = config_.nulls,
                            .candidates = routing.candidates,
                            .load = inputs.load};
   if (rule.has_groups() && rule.groups() != groups_.groups) {

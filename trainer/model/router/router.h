@@ -19,7 +19,7 @@ namespace moesaic {
 
 // What a router looks at, of one logical micro-batch of n tokens.
 struct RouteInputs {
-  at::Tensor logits;      // fp32 [n, experts], contiguous
+  at::Tensor logits;      // fp32 [n, experts + null experts], contiguous
   int64_t sequences = 1;  // of equal length, one after the other; divides n
   // Of the first sequence, in the order of the training data: what is drawn for a sequence depends
   // on it and the seed alone.
@@ -33,7 +33,8 @@ struct RouteInputs {
 struct RouterConfig {
   RouterSpec rule;        // resolved and valid
   int64_t experts = 0;    // of the layer's pool
-  int64_t active = 0;     // at most `experts`
+  int64_t nulls = 0;      // null experts, which are chosen like others and compute nothing
+  int64_t active = 0;     // at most `experts` and `nulls` together
   uint64_t seed = 0;      // of the job
   int layer = 0;          // of the model
   // The layer's own experts in the pool.
@@ -47,6 +48,8 @@ class Router {
   explicit Router(const RouterConfig& config);
 
   int64_t experts() const { return config_.experts; }
+  // What a token chooses from: the experts and the null ones.
+  int64_t choices() const { return config_.experts + config_.nulls; }
   int64_t active() const { return config_.active; }
 
   Routing Route(const RouteInputs& inputs) const;
@@ -57,8 +60,8 @@ class Router {
   double pool_coefficient() const { return config_.rule.balance().pool_coefficient(); }
 
   // The gradient of (a loss with gradient `dweight` fp32 [n, K] at Routing::weight) + aux_scale *
-  // aux_loss at the logits: fp32 [n, experts]. dweight of a dropped pair must be 0. `inputs` as they
-  // were for Route. `pool_prices`: BalanceInputs::pool_prices.
+  // aux_loss at the logits: fp32, of their shape. dweight of a dropped pair must be 0. `inputs` as
+  // they were for Route. `pool_prices`: BalanceInputs::pool_prices.
   at::Tensor Backward(const RouteInputs& inputs, const Routing& routing, const at::Tensor& dweight,
                       double aux_scale, std::span<const double> pool_prices = {}) const;
 
@@ -67,6 +70,7 @@ class Router {
   at::Tensor Candidates(const RouteInputs& inputs) const;
   at::Tensor Select(const at::Tensor& scores, const at::Tensor& bias,
                     const at::Tensor& candidates) const;
+  void TakeNulls(Routing& routing) const;
   // Returns how many pairs of `routing.expert` it dropped.
   int64_t Drop(const RouteInputs& inputs, Routing& routing) const;
   BalanceInputs BalanceOf(const RouteInputs& inputs, const Routing& routing) const;

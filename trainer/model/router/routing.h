@@ -16,12 +16,15 @@ struct Routing {
   at::Tensor expert;  // int64 [n, K]
   at::Tensor weight;  // fp32 [n, K]
 
-  at::Tensor scores;    // fp32 [n, E]
+  at::Tensor scores;    // fp32 [n, E], and m more columns where there are m null experts
   at::Tensor candidates;  // bool [E]: experts that could be chosen; undefined: all
   at::Tensor selected;  // int64 [n, K]: `expert` before any drop
-  at::Tensor balanced;  // int64 [n, K]: what the balance losses count; mostly `selected` itself
+  // int64 [n, K]: what the balance losses count; mostly `selected` itself. Null experts count here
+  // and have the ids after those of the pool.
+  at::Tensor balanced;
 
   std::vector<int64_t> counts;  // by expert: chosen pairs, before any drop
+  int64_t nulls = 0;            // chosen pairs with a null expert
   int64_t dropped = 0;          // pairs beyond capacity
   double aux_loss = 0;          // balance and z-loss, unscaled; 0 for no tokens
 

@@ -3,7 +3,10 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <cmath>
+#include <functional>
 #include <limits>
+#include <numeric>
 #include <span>
 
 #include "trainer/model/router/rows.h"
@@ -22,6 +25,16 @@ void TopKOfRow(std::span<const float> scores, std::span<int64_t> chosen) {
     }
     chosen[k] = best;
   }
+}
+
+// All experts, the largest score first; of equal ones the lowest id. What is no number comes last.
+void OrderOfRow(std::span<const float> scores, std::vector<int64_t>& order) {
+  order.resize(scores.size());
+  std::iota(order.begin(), order.end(), 0);
+  const auto key = [&](int64_t e) {
+    return std::isnan(scores[e]) ? -std::numeric_limits<float>::infinity() : scores[e];
+  };
+  std::ranges::stable_sort(order, std::greater(), key);
 }
 
 float SumOfBest(std::span<const float> scores, size_t count) {
@@ -45,6 +58,30 @@ at::Tensor SelectTopK(const at::Tensor& scores, int64_t active) {
     }
   });
   return selected;
+}
+
+at::Tensor SelectTopP(const at::Tensor& scores, double share, int64_t most) {
+  TORCH_CHECK(most >= 1 && most <= scores.size(1), "router: at most ", most, " of ",
+              scores.size(1), " experts");
+  const int64_t tokens = scores.size(0);
+  const at::Tensor selected = at::full({tokens, most}, -1, at::kLong);
+  std::vector<int64_t> taken(tokens);
+  int64_t* ids = selected.data_ptr<int64_t>();
+  ParallelFor(tokens, kRouterRowGrain, [&](int64_t begin, int64_t end) {
+    std::vector<int64_t> order;
+    for (int64_t row = begin; row < end; ++row) {
+      const std::span<const float> s = RowOf(scores, row);
+      OrderOfRow(s, order);
+      double sum = 0;
+      for (int64_t k = 0; k < most && (k == 0 || !(sum >= share)); ++k) {
+        ids[row * most + k] = order[k];
+        sum += s[order[k]];
+        ++taken[row];
+      }
+    }
+  });
+  const int64_t widest = tokens > 0 ? *std::ranges::max_element(taken) : 1;
+  return selected.narrow(1, 0, widest).contiguous();
 }
 
 at::Tensor SelectAbove(const at::Tensor& scores, float threshold) {
