@@ -425,6 +425,8 @@ class CrossFieldRules {
            "balance.coefficient");
     refuse(balance.scope() == GLOBAL, "recipe.router.balance.scope global",
            "loads of null experts are not kept from step to step; take micro_batch or sequence");
+    refuse(balance.pool_coefficient() > 0, "recipe.router.balance.pool_coefficient",
+           "that loss is over the experts that layers share, and each layer has its own null ones");
     refuse(router.select().groups() > 1 || balance.groups() > 1, "groups",
            "null experts are in none of them");
     refuse(router.select().has_candidates(), "recipe.router.select.candidates",

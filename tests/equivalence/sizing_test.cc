@@ -376,6 +376,7 @@ void ReuseOfTwo(RecipeSpec& recipe) {
   recipe.mutable_router()->mutable_select()->mutable_candidates()->set_from(2 * kExperts);
 }
 void StateOfTwenty(RecipeSpec& recipe) { recipe.mutable_router()->mutable_state()->set_width(20); }
+void NullExperts(RecipeSpec& recipe) { recipe.mutable_experts()->set_null_experts(kExperts); }
 void AsItIs(RecipeSpec&) {}
 
 INSTANTIATE_TEST_SUITE_P(
@@ -389,6 +390,12 @@ INSTANTIATE_TEST_SUITE_P(
              .reproducible = true,
              .preset = "deepseek_v3",
              .more = AsItIs},
+        Case{.name = "AdaMoe",
+             .ranks = 4,
+             .expert = 2,
+             .preset = "adamoe",
+             .more = NullExperts,
+             .sequence = 256},
         Case{.name = "RMoe", .ranks = 2, .expert = 2, .preset = "rmoe", .more = StateOfTwenty},
         Case{.name = "RMoeReproducible",
              .ranks = 3,

@@ -246,7 +246,72 @@ INSTANTIATE_TEST_SUITE_P(
                 "left may have fewer candidates than model.moe.active; take one of the two"},
         Refusal{"PoolOfOneLayer", "recipe { router { balance { pool_coefficient: 0.1 } } }",
                 "recipe.router.balance.pool_coefficient: needs layers that share experts "
-                "(recipe.experts.reuse); for a layer's own there is balance.coefficient"}),
+                "(recipe.experts.reuse); for a layer's own there is balance.coefficient"},
+        Refusal{"NullExpertsWithABias",
+                "recipe { experts { null_experts: 4 } router { balance { bias { speed: 0.01 } "
+                "} } }",
+                "recipe.experts.null_experts: with recipe.router.balance.bias: it moves each "
+                "expert towards the mean load, and null experts have none to share; take "
+                "balance.coefficient"},
+        Refusal{"NullExpertsInGlobalBalance",
+                "recipe { experts { null_experts: 4 } router { balance { scope: GLOBAL } } }",
+                "recipe.experts.null_experts: with recipe.router.balance.scope global: loads "
+                "of null experts are not kept from step to step; take micro_batch or sequence"},
+        Refusal{"NullExpertsInAPoolsBalance",
+                "recipe { experts { null_experts: 4 reuse: 2 } router { balance { "
+                "pool_coefficient: 0.1 } } }",
+                "recipe.experts.null_experts: with recipe.router.balance.pool_coefficient: that "
+                "loss is over the experts that layers share, and each layer has its own null ones"},
+        Refusal{"NullExpertsInGroups",
+                "recipe { experts { null_experts: 4 } router { select { groups: 2 } } }",
+                "recipe.experts.null_experts: with groups: null experts are in none of them"},
+        Refusal{"NullExpertsAmongCandidates",
+                "recipe { experts { null_experts: 4 } router { select { candidates { mode: "
+                "RANDOM_ALL } } } }",
+                "recipe.experts.null_experts: with recipe.router.select.candidates: it says "
+                "which experts may be chosen, and null experts are none of them"},
+        Refusal{"MoreActiveThanExpertsAndNullOnes",
+                "model { moe { active: 11 } } recipe { experts { null_experts: 2 } }",
+                "model.moe.active: must be at most experts (8 and 2 null ones), not 11"},
+        Refusal{"TopPOfSigmoids",
+                "recipe { router { score: SIGMOID select { top_p: 0.4 } weight { renormalize: "
+                "false } } }",
+                "recipe.router.select.top_p: with recipe.router.score other than softmax: "
+                "scores must be probabilities, which sum up to 1"},
+        Refusal{"TopPRenormalised",
+                "recipe { router { select { top_p: 0.4 } } }",
+                "recipe.router.select.top_p: with recipe.router.weight.renormalize true: a "
+                "token with one expert would weigh it 1, and the router learn nothing from it"},
+        Refusal{"TopPOfOne",
+                "model { moe { active: 1 } } recipe { router { select { top_p: 0.4 } weight { "
+                "renormalize: false } } }",
+                "recipe.router.select.top_p: with model.moe.active 1: that is the most experts "
+                "a token takes, so the share would say nothing"},
+        Refusal{"TopPWithABias",
+                "recipe { router { select { top_p: 0.4 } weight { renormalize: false } balance "
+                "{ bias { speed: 0.01 } } } }",
+                "recipe.router.select.top_p: with recipe.router.balance.bias: probabilities "
+                "with a bias do not sum up to 1"},
+        Refusal{"TopPWithinGroups",
+                "recipe { router { select { top_p: 0.4 groups: 4 group_limit: 2 } weight { "
+                "renormalize: false } } }",
+                "recipe.router.select.top_p: with recipe.router.select.group_limit: the groups "
+                "that are left may never sum up to it"},
+        Refusal{"TopPOfCandidates",
+                "recipe { router { select { top_p: 0.4 candidates { mode: RANDOM_ALL } } "
+                "weight { renormalize: false } } }",
+                "recipe.router.select.top_p: with recipe.router.select.candidates: the experts "
+                "that are left may never sum up to it"},
+        Refusal{"TopPOfWhatIsChosenOtherwise",
+                "recipe { experts { null_experts: 4 } router { select { top_p: 0.4 } weight { "
+                "renormalize: false } } }",
+                "recipe.experts.null_experts: with recipe.router.select.top_p: both make the "
+                "number of experts vary; take one"},
+        Refusal{"EntropyOfCandidates",
+                "recipe { router { select { candidates { mode: RANDOM_ALL } } balance { "
+                "entropy: 0.1 } } }",
+                "recipe.router.balance.entropy: with recipe.router.select.candidates: it would "
+                "be of experts that cannot be chosen"}),
     [](const auto& refusal) { return refusal.param.label; });
 
 TEST(ValidateJob, AsksForATokenizerOrAVocabulary) {

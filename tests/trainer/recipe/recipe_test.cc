@@ -60,6 +60,20 @@ TEST(Recipe, AnUnknownPresetIsRefusedByName) {
   EXPECT_THAT(problems[0].message, HasSubstr("top_k"));
 }
 
+TEST(Recipe, AdaptivePresetsAreThoseOfTheirPapersAndValid) {
+  for (const char* preset : {"adamoe", "top_p"}) {
+    JobSpec spec;
+    spec.mutable_recipe()->set_preset(preset);
+    ASSERT_TRUE(ApplyPreset(&spec).empty());
+    ApplyDefaults(&spec);
+    const RecipeSpec& recipe = spec.recipe();
+    const bool nulls = recipe.experts().null_experts() == 8;
+    EXPECT_EQ(nulls, preset == std::string("adamoe"));
+    EXPECT_EQ(recipe.router().weight().renormalize(), nulls);
+    EXPECT_EQ(recipe.router().select().has_top_p(), !nulls);
+  }
+}
+
 TEST(Recipe, TheStepAloneGivesTheRecipe) {
   JobSpec spec;
   spec.mutable_recipe()->mutable_router()->mutable_balance()->set_coefficient(0.5);
