@@ -96,6 +96,12 @@ double ShuffledInformation(std::span<const double> table, int64_t columns) {
   return information;
 }
 
+double MeanInformation(std::span<const LayerPairInformation> pairs) {
+  double sum = 0;
+  for (const LayerPairInformation& pair : pairs) sum += pair.information - pair.shuffled;
+  return pairs.empty() ? 0 : sum / static_cast<double>(pairs.size());
+}
+
 BestExpertPairs::BestExpertPairs(std::vector<int> layers, int64_t experts)
     : layers_(std::move(layers)),
       classes_(experts + 1),

@@ -26,6 +26,9 @@ struct LayerPairInformation {
   double shuffled = 0;     // what tokens shuffled between the layers would give
 };
 
+// What the pairs tell beyond shuffled tokens, their mean; 0 for none.
+double MeanInformation(std::span<const LayerPairInformation> pairs);
+
 // Counts of tokens by their best experts in pairs of layers: in all pairs of layers with experts
 // where these take at most 2^20 counts, else in neighbours, else in none. Thread-compatible.
 class BestExpertPairs {

@@ -101,7 +101,11 @@ TensorBoardSummary SummaryOf(const StepRecord& record) {
   writer.AddRouting("routing/", record.routing);
   if (record.loads) writer.AddLayers(record.routing);
   if (record.validation.has_value()) {
-    writer.AddRouting("validation_routing/", record.validation->routing);
+    const ValidationRouting& validation = *record.validation;
+    writer.AddRouting("validation_routing/", validation.routing);
+    if (!validation.information.empty()) {
+      writer.Add("validation_routing/mutual_information", MeanInformation(validation.information));
+    }
   }
   return writer.Take();
 }

@@ -134,10 +134,12 @@ TEST(SummaryOf, HasLayersWhereLoadsAreDueAndNoNumberThatIsNone) {
   record.loads = true;
   record.step.set_loss(std::nan(""));
   record.step.clear_validation_loss();
-  record.validation = {record.routing, {}};
+  record.validation = {record.routing,
+                       {{.information = 0.75, .shuffled = 0.25}, {.information = 1.0}}};
   const auto scalars = Scalars(SummaryOf(record));
   EXPECT_EQ(scalars.at("routing_layers/002/max_vio"), 0.5f);
   EXPECT_EQ(scalars.at("validation_routing/max_vio"), 0.5f);
+  EXPECT_EQ(scalars.at("validation_routing/mutual_information"), 0.75f);
   EXPECT_FALSE(scalars.contains("loss/train"));
   EXPECT_FALSE(scalars.contains("loss/validation"));
 }
