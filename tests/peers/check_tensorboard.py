@@ -27,6 +27,8 @@ def main():
         scalars = [(event.step, event.value) for event in events.Scalars("loss/train")]
         expected = [(1, 1.25), (2, 2.25), (3, 3.5), (4, 4.5), (5, 5.5), (6, 6.5)]
         assert scalars == expected, scalars
+        zeros = [event.value for event in events.Scalars("loss/auxiliary")]
+        assert zeros == [0] * 6, zeros
         assert events.FirstEventTimestamp() > 1.6e9
         print(f"{len(scalars)} steps are read back: {sorted(events.Tags()['scalars'])}")
 

@@ -54,7 +54,10 @@ StepRecord Step(uint64_t step) {
 
 std::map<std::string, float> Scalars(const TensorBoardSummary& summary) {
   std::map<std::string, float> scalars;
-  for (const auto& value : summary.value()) scalars[value.tag()] = value.simple_value();
+  for (const auto& value : summary.value()) {
+    EXPECT_TRUE(value.has_simple_value()) << value.tag();
+    scalars[value.tag()] = value.simple_value();
+  }
   return scalars;
 }
 
@@ -115,6 +118,7 @@ TEST_F(TensorBoardFileTest, HoldsAVersionAStartAndTheScalarsOfEachStep) {
   EXPECT_EQ(scalars.at("loss/validation"), 4.25f);
   EXPECT_EQ(scalars.at("routing/max_vio"), 0.5f);
   EXPECT_EQ(scalars.at("routing/active"), 1.0f);
+  EXPECT_EQ(scalars.at("routing/dropped"), 0.0f);
   EXPECT_FALSE(scalars.contains("routing_layers/002/max_vio"));
 }
 
