@@ -71,10 +71,9 @@ RestoreChosen CheckpointKeeper::Choose(const ChooseRestore& action) {
   return chosen;
 }
 
-absl::StatusOr<uint64_t> CheckpointKeeper::ChooseNewest(const ChooseRestore& action,
-                                                        CheckpointRoot* root,
-                                                        const std::vector<uint64_t>& before,
-                                                        RestoreChosen* chosen) {
+absl::StatusOr<std::optional<uint64_t>> CheckpointKeeper::ChooseNewest(
+    const ChooseRestore& action, CheckpointRoot* root, const std::vector<uint64_t>& before,
+    RestoreChosen* chosen) {
   VerifyOptions options;
   options.depth = action.verify_content ? VerifyDepth::kContent : VerifyDepth::kStructure;
   options.threads = ReadingThreads();
@@ -86,14 +85,13 @@ absl::StatusOr<uint64_t> CheckpointKeeper::ChooseNewest(const ChooseRestore& act
   };
   const absl::StatusOr<std::optional<uint64_t>> newest = root->NewestVerified(options);
   if (!newest.ok()) return newest.status();
-  const uint64_t step = newest->value_or(0);
   for (const uint64_t other : before) {
-    if (other <= step) continue;
+    if (*newest && other <= **newest) continue;
     chosen->notes.push_back(fmt::format(
         "WARNING: the checkpoint of step {} is broken; it was moved to {}/.quarantine", other,
         root->path()));
   }
-  if (step > 0 || before.empty()) return step;
+  if (*newest || before.empty()) return *newest;
   return absl::DataLossError(fmt::format(
       "none of the {} checkpoints in {} verifies; they are in .quarantine there. Run again to start "
       "anew",
@@ -105,27 +103,29 @@ absl::Status CheckpointKeeper::ChooseInto(const ChooseRestore& action, Checkpoin
   const absl::StatusOr<std::vector<uint64_t>> before = root->Steps();
   if (!before.ok()) return before.status();
 
-  uint64_t step = 0;
+  std::optional<uint64_t> step;
   if (action.resume == "auto") {
-    const absl::StatusOr<uint64_t> newest = ChooseNewest(action, root, *before, chosen);
+    const absl::StatusOr<std::optional<uint64_t>> newest = ChooseNewest(action, root, *before, chosen);
     if (!newest.ok()) return newest.status();
     step = *newest;
   } else if (action.resume != "never") {
-    if (!absl::SimpleAtoi(action.resume, &step) ||
-        !std::count(before->begin(), before->end(), step)) {
+    step.emplace();
+    if (!absl::SimpleAtoi(action.resume, &*step) ||
+        !std::count(before->begin(), before->end(), *step)) {
       return absl::NotFoundError(
           fmt::format("there is no checkpoint of step {} in {}; there are: {}", action.resume,
                       root->path(), fmt::join(*before, ", ")));
     }
   }
-  if (action.resume != "auto" && !before->empty() && before->back() > step) {
+  if (action.resume != "auto" && !before->empty() && (!step || before->back() > *step)) {
     if (const absl::Status moved = root->SetAsideAfter(step); !moved.ok()) return moved;
-    chosen->notes.push_back(
-        fmt::format("checkpoints after step {} were moved to {}/.quarantine", step, root->path()));
+    chosen->notes.push_back(fmt::format(
+        "{} were moved to {}/.quarantine",
+        step ? fmt::format("checkpoints after step {}", *step) : "all checkpoints", root->path()));
   }
-  if (step == 0) return absl::OkStatus();
+  if (!step) return absl::OkStatus();
 
-  chosen->path = root->StepPath(step);
+  chosen->path = root->StepPath(*step);
   const absl::StatusOr<std::unique_ptr<Folder>> folder = root->OpenFolderAt(chosen->path);
   if (!folder.ok()) return folder.status();
   const VerifyReport report = VerifyStep(**folder, VerifyDepth::kStructure);

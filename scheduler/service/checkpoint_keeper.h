@@ -3,6 +3,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -43,9 +44,10 @@ class CheckpointKeeper {
 
   absl::Status ChooseInto(const ChooseRestore& action, CheckpointRoot* root,
                           RestoreChosen* chosen);
-  absl::StatusOr<uint64_t> ChooseNewest(const ChooseRestore& action, CheckpointRoot* root,
-                                        const std::vector<uint64_t>& before,
-                                        RestoreChosen* chosen);
+  absl::StatusOr<std::optional<uint64_t>> ChooseNewest(const ChooseRestore& action,
+                                                       CheckpointRoot* root,
+                                                       const std::vector<uint64_t>& before,
+                                                       RestoreChosen* chosen);
 
   CheckpointArchive* const archive_;
   const Clock* const clock_;

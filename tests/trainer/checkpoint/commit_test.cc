@@ -150,6 +150,18 @@ TEST(CommitTest, TheSameStepOfAnotherTrajectoryIsRefused) {
   EXPECT_EQ(root->Quarantined()->size(), 1u);
 }
 
+TEST(CommitTest, StepsAfterAStepOrAllOfThemAreSetAside) {
+  MemoryFileSystem files;
+  const auto root = OpenRoot(&files);
+  for (const uint64_t step : {0, 5, 6}) {
+    ASSERT_TRUE(CommitTiny(&files, root.get(), 2, step, 1).ok());
+  }
+  ASSERT_TRUE(root->SetAsideAfter(5).ok());
+  EXPECT_THAT(*root->Steps(), testing::ElementsAre(0, 5));
+  ASSERT_TRUE(root->SetAsideAfter(std::nullopt).ok());
+  EXPECT_THAT(*root->Steps(), IsEmpty());
+}
+
 TEST(CommitTest, ADamagedStepOfTheSameNumberIsReplaced) {
   MemoryFileSystem files;
   const auto root = OpenRoot(&files);

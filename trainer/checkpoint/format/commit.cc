@@ -411,13 +411,14 @@ absl::Status CheckpointRoot::Quarantine(uint64_t step, absl::string_view reason)
   return absl::OkStatus();
 }
 
-absl::Status CheckpointRoot::SetAsideAfter(uint64_t step) {
+absl::Status CheckpointRoot::SetAsideAfter(std::optional<uint64_t> step) {
+  const std::string reason =
+      step ? absl::StrCat("training resumes from step ", *step, ", so it is of an older run")
+           : "training starts anew, so it is of an older run";
   absl::StatusOr<std::vector<uint64_t>> steps = Steps();
   if (!steps.ok()) return steps.status();
-  for (auto later = steps->rbegin(); later != steps->rend() && *later > step; ++later) {
-    absl::Status moved = Quarantine(
-        *later, absl::StrCat("training resumes from step ", step, ", so it is of an older run"));
-    if (!moved.ok()) return moved;
+  for (auto later = steps->rbegin(); later != steps->rend() && (!step || *later > *step); ++later) {
+    if (absl::Status moved = Quarantine(*later, reason); !moved.ok()) return moved;
   }
   return absl::OkStatus();
 }

@@ -119,9 +119,9 @@ class CheckpointRoot {
   absl::StatusOr<std::vector<QuarantinedStep>> Quarantined() const {
     return ListQuarantined(*root_);
   }
-  // Quarantines every step after `step`: for a resume from an older step, whose new trajectory must
-  // not meet the abandoned one.
-  absl::Status SetAsideAfter(uint64_t step);
+  // Quarantines every step after `step` (nothing: every step): for a resume from an older step, or a
+  // new start, whose trajectory must not meet the abandoned one.
+  absl::Status SetAsideAfter(std::optional<uint64_t> step);
 
  private:
   CheckpointRoot(FileSystem* files, std::unique_ptr<Folder> root, const Clock* clock);

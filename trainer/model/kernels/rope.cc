@@ -52,15 +52,29 @@ void CheckGains(const char* who, const AttentionShape& shape, const HeadGains& g
   CheckTensor(who, gains.k, {shape.head_width}, at::kFloat);
 }
 
-HeadRows RowsAt(const AttentionShape& shape, const HeadGains& gains, const RopeTable& table,
-                int64_t position, bool keys) {
-  return {.heads = keys ? shape.kv_heads : shape.heads,
-          .head_width = shape.head_width,
-          .gain = Data<float>(keys ? gains.k : gains.q),
-          .epsilon = static_cast<float>(gains.epsilon),
-          .cos = Data<float>(table.cos) + position * (shape.head_width / 2),
-          .sin = Data<float>(table.sin) + position * (shape.head_width / 2)};
-}
+// The queries and the keys of the tokens at one position.
+class RowsAt {
+ public:
+  RowsAt(const AttentionShape& shape, const HeadGains& gains, const RopeTable& table)
+      : half_(shape.head_width / 2), cos_(Data<float>(table.cos)), sin_(Data<float>(table.sin)) {
+    const auto epsilon = static_cast<float>(gains.epsilon);
+    rows_[0] = {shape.heads, shape.head_width, Data<float>(gains.q), epsilon, nullptr, nullptr};
+    rows_[1] = {shape.kv_heads, shape.head_width, Data<float>(gains.k), epsilon, nullptr, nullptr};
+  }
+
+  HeadRows Get(int64_t position, bool keys) const {
+    HeadRows rows = rows_[keys];
+    rows.cos = cos_ + position * half_;
+    rows.sin = sin_ + position * half_;
+    return rows;
+  }
+
+ private:
+  int64_t half_;
+  const float* cos_;
+  const float* sin_;
+  HeadRows rows_[2];
+};
 
 }  // namespace
 
@@ -92,6 +106,8 @@ void NormAndRotate(const AttentionShape& shape, const HeadGains& gains, const Ro
   }
   WithComputeType(qkv, [&](auto type) {
     using T = decltype(type);
+    const RowsAt rows(shape, gains, table);
+    T* heads = Data<T>(qkv);
     T* raw = saved != nullptr ? Data<T>(saved->raw) : nullptr;
     float* inverse_rms = saved != nullptr ? Data<float>(saved->inverse_rms) : nullptr;
     ParallelRows(layout.n, layout.width, [&](int64_t begin, int64_t end) {
@@ -99,8 +115,8 @@ void NormAndRotate(const AttentionShape& shape, const HeadGains& gains, const Ro
         for (const bool keys : {false, true}) {
           const int64_t first = keys ? shape.heads : 0;
           ActiveRowKernelsOf<T>().norm_rotate_heads(
-              RowsAt(shape, gains, table, first_position + t % shape.length, keys),
-              Data<T>(qkv) + t * layout.width + first * shape.head_width,
+              rows.Get(first_position + t % shape.length, keys),
+              heads + t * layout.width + first * shape.head_width,
               raw ? raw + t * raw_width + first * shape.head_width : nullptr,
               inverse_rms ? inverse_rms + t * layout.rotated + first : nullptr);
         }
@@ -124,16 +140,21 @@ void NormAndRotateBackward(const AttentionShape& shape, const HeadGains& gains,
   const at::Tensor sums = at::zeros({chunks, 2, shape.head_width}, at::kFloat);
   WithComputeType(dqkv, [&](auto type) {
     using T = decltype(type);
+    const RowsAt rows(shape, gains, table);
+    T* heads = Data<T>(dqkv);
+    const T* raw = Data<T>(saved.raw);
+    const float* inverse_rms = Data<float>(saved.inverse_rms);
+    float* dgains = Data<float>(sums);
     ParallelRows(chunks, kTokensASum * layout.width, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin * kTokensASum; t < std::min(end * kTokensASum, layout.n); ++t) {
         for (const bool keys : {false, true}) {
           const int64_t first = keys ? shape.heads : 0;
           ActiveRowKernelsOf<T>().norm_rotate_heads_backward(
-              RowsAt(shape, gains, table, t % shape.length, keys),
-              Data<T>(dqkv) + t * layout.width + first * shape.head_width,
-              Data<T>(saved.raw) + t * raw_width + first * shape.head_width,
-              Data<float>(saved.inverse_rms) + t * layout.rotated + first,
-              Data<float>(sums) + (2 * (t / kTokensASum) + keys) * shape.head_width);
+              rows.Get(t % shape.length, keys),
+              heads + t * layout.width + first * shape.head_width,
+              raw + t * raw_width + first * shape.head_width,
+              inverse_rms + t * layout.rotated + first,
+              dgains + (2 * (t / kTokensASum) + keys) * shape.head_width);
         }
       }
     });
