@@ -10,7 +10,8 @@ PUBLISHED = CONFIGS / "published"
 # Billions of parameters, all and those that a token uses, as the papers give them. DeepSeek-V2 and V3 have
 # another attention than the models here, so theirs are less close.
 SIZES = {"deepseek-moe-2b": (2.0, 0.3), "deepseek-moe-16b": (16.4, 2.8), "deepseek-moe-145b": (144.6, 22.2),
-         "deepseek-v2-lite": (15.7, 2.4), "deepseek-v2": (236, 21), "deepseek-v3": (671, 37)}
+         "deepseek-v2-lite": (15.7, 2.4), "deepseek-v2": (236, 21), "deepseek-v3": (671, 37),
+         "qwen3-30b-a3b": (30.5, 3.3), "dots-llm1": (142, 14)}
 SMALLER = ["train.steps=2", "train.global_batch=4", "train.micro_batch=2", "model.sequence=64",
            "train.validate_samples=4", "train.schedule={warmup_steps: 0, constant: {}}",
            "elastic.slots_per_node=2",
