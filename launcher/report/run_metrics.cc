@@ -139,7 +139,7 @@ class Collector {
   }
 
   void Add(const char* key, uint64_t step, std::optional<double> value) {
-    if (value.has_value()) run_.series[key].push_back({step, *value});
+    if (value && std::isfinite(*value)) run_.series[key].push_back({step, *value});
   }
 
   RunMetrics& run_;
@@ -151,13 +151,8 @@ std::string FileOf(const std::string& path) {
   return std::filesystem::is_directory(path, ignored) ? path + "/metrics.jsonl" : path;
 }
 
-// Where the last line of each step begins.
-absl::StatusOr<std::map<uint64_t, std::string>> LastLines(const std::string& file) {
-  std::ifstream in(file);
-  if (!in) {
-    return absl::NotFoundError(absl::StrCat(
-        "[report] cannot read ", file, ": give the run.dir of a job that has done a step"));
-  }
+// By step; of a step that was done again the last line counts.
+std::map<uint64_t, std::string> LastLines(std::istream& in) {
   std::map<uint64_t, std::string> lines;
   for (std::string line; std::getline(in, line);) {
     const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
@@ -165,10 +160,6 @@ absl::StatusOr<std::map<uint64_t, std::string>> LastLines(const std::string& fil
     const auto step = json.find("step");
     if (step == json.end() || !step->is_number_unsigned()) continue;
     lines[step->get<uint64_t>()] = std::move(line);
-  }
-  if (lines.empty()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "[report] no line of ", file, " is one of a step: is it a run's metrics.jsonl?"));
   }
   return lines;
 }
@@ -182,15 +173,31 @@ std::span<const SeriesPoint> RunMetrics::Series(const std::string& key) const {
   return found == series.end() ? std::span<const SeriesPoint>() : found->second;
 }
 
+absl::StatusOr<RunMetrics> ParseRunMetrics(std::istream& in) {
+  const std::map<uint64_t, std::string> lines = LastLines(in);
+  if (lines.empty()) {
+    return absl::InvalidArgumentError("no line is one of a step: is it a run's metrics.jsonl?");
+  }
+  RunMetrics run;
+  Collector collector(&run);
+  for (const auto& [step, line] : lines) collector.Take(step, Json::parse(line));
+  return run;
+}
+
 absl::StatusOr<RunMetrics> ReadRunMetrics(const std::string& path) {
   const std::string file = FileOf(path);
-  const auto lines = LastLines(file);
-  if (!lines.ok()) return lines.status();
-  RunMetrics run;
-  run.name = path;
-  run.path = file;
-  Collector collector(&run);
-  for (const auto& [step, line] : *lines) collector.Take(step, Json::parse(line));
+  std::ifstream in(file);
+  if (!in) {
+    return absl::NotFoundError(absl::StrCat(
+        "[report] cannot read ", file, ": give the run.dir of a job that has done a step"));
+  }
+  auto run = ParseRunMetrics(in);
+  if (!run.ok()) {
+    return absl::Status(run.status().code(),
+                        absl::StrCat("[report] ", file, ": ", run.status().message()));
+  }
+  run->name = path;
+  run->path = file;
   return run;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <istream>
 #include <map>
 #include <optional>
 #include <span>
@@ -55,6 +56,9 @@ struct RunMetrics {
   // Empty when the run has no such series.
   std::span<const SeriesPoint> Series(const std::string& key) const;
 };
+
+// From the lines of such a file. InvalidArgument: none is one of a step.
+absl::StatusOr<RunMetrics> ParseRunMetrics(std::istream& in);
 
 // `path`: a run.dir, or its metrics.jsonl. NotFound: there is none. InvalidArgument: no line of it is
 // one of a step.

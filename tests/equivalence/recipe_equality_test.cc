@@ -124,6 +124,23 @@ TEST_P(RecipeEquality, AResumeInAnotherLayoutChangesNoBit) {
 INSTANTIATE_TEST_SUITE_P(Recipes, RecipeEquality, ::testing::ValuesIn(kCases),
                          [](const auto& c) { return c.param.name; });
 
+// The metrics say how many experts of its pool a layer may choose: its own at first, all in validation.
+TEST(RecipeStates, MetricsCountTheCandidates) {
+  const std::string folder = ::testing::TempDir() + "/candidates_" + std::to_string(getpid());
+  std::filesystem::create_directories(folder);
+  JobSpec spec = TinyJob(folder, 8);
+  spec.clear_recipe();
+  spec.mutable_recipe()->set_preset("rexmoe");
+  spec.mutable_recipe()->mutable_experts()->set_reuse(2);
+  ASSERT_TRUE(ApplyPreset(&spec).empty());
+  ApplyDefaults(&spec);
+  const RunResult run = TrainInProcess(spec, {.ranks = 2, .expert = 2}, 1);
+  ASSERT_EQ(run.routing.size(), 2u);
+  EXPECT_NE(run.routing[0].find(R"("candidates":[8,8])"), std::string::npos) << run.routing[0];
+  EXPECT_NE(run.routing[1].find(R"("candidates":[16,16])"), std::string::npos) << run.routing[1];
+  std::filesystem::remove_all(folder);
+}
+
 // Evaluation is no step: it moves no bias.
 TEST(RecipeStates, DSM10_TheBiasMovesByWholeSpeedsOfTheStep) {
   const std::string folder = ::testing::TempDir() + "/recipe_states_" + std::to_string(getpid());

@@ -7,7 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "tests/trainer/model/model_fixture.h"
-#include "trainer/model/router/entropy.h"
+#include "trainer/model/router/observe.h"
 #include "trainer/model/router/router.h"
 
 namespace moesaic {
@@ -307,6 +307,34 @@ TEST(TopP, TOPP8_WeightsAreTheProbabilitiesAndTheGradientIsThatOfTheDefinition) 
   const at::Tensor expected = routing.scores.gather(1, routing.selected.clamp_min(0)) * taken;
   EXPECT_TRUE(at::equal(routing.weight * taken, expected));
   ExpectGradientOfDefinition(router, logits);
+}
+
+// --- what metrics are told -------------------------------------------------------------------------
+
+TEST(Observe, AddsUpWhatTokensDid) {
+  const Router router = AdaMoe(5, 4, 3);
+  const Routing routing = router.Route({.logits = RandomLogits(80, 9)});
+  const LayerRouting seen = Observe(routing, /*best=*/true);
+  EXPECT_EQ(seen.counts, routing.counts);
+  ASSERT_EQ(seen.fan_out.size(), 4u);
+  int64_t tokens = 0, pairs = 0;
+  for (int64_t k = 0; k < 4; ++k) {
+    EXPECT_EQ(seen.fan_out[k], routing.expert.ge(0).sum(1).eq(k).sum().item<int64_t>()) << k;
+    tokens += seen.fan_out[k];
+    pairs += k * seen.fan_out[k];
+  }
+  EXPECT_EQ(tokens, 80);
+  EXPECT_EQ(pairs + seen.nulls, 240);
+  const at::Tensor p = at::softmax(RandomLogits(80, 9).to(at::kDouble), 1);
+  const double entropy = -(p * p.log()).sum().item<double>();
+  EXPECT_NEAR(static_cast<double>(seen.entropy) / kEntropyUnit, entropy, 1e-4);
+  for (int64_t t = 0; t < 80; ++t) {
+    const int64_t first = routing.expert[t].max().item<int64_t>() < 0
+                              ? 5
+                              : routing.scores[t].narrow(0, 0, 5).argmax().item<int64_t>();
+    EXPECT_EQ(seen.best[t], first) << t;
+  }
+  EXPECT_TRUE(Observe(routing, /*best=*/false).best.empty());
 }
 
 }  // namespace
