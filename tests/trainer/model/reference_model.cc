@@ -100,25 +100,29 @@ class Reference {
     const std::string prefix = absl::StrCat("layers.", layer, ".moe.");
     const RouterSpec& rule = spec_.recipe().router();
     const int64_t experts = catalog_.pool_experts(layer), active = model_.moe().active();
-    const int64_t tokens = x.size(0);
+    const int64_t tokens = x.size(0), nulls = catalog_.null_experts();
     const at::Tensor z = at::matmul(Seen(x, prefix), W(prefix + "router").t());
     const bool softmax = rule.score() == SOFTMAX;
     const at::Tensor s = softmax ? at::softmax(z, 1) : at::sigmoid(z);
     candidates_ = CandidatesOf(layer);
-    at::Tensor mask = TopMask(Suited(s, prefix).masked_fill(candidates_ == 0, -INFINITY), active);
-    at::Tensor weight = s * mask;
-    if (rule.weight().renormalize()) weight = weight / weight.sum(1, true);
+    const at::Tensor chosen =
+        rule.select().has_top_p()
+            ? ShareMask(s.detach(), rule.select().top_p(), active)
+            : TopMask(Suited(s, prefix).masked_fill(candidates_ == 0, -INFINITY), active);
+    at::Tensor mask = chosen.narrow(1, 0, experts);
+    at::Tensor weight = s.narrow(1, 0, experts) * mask;
+    if (rule.weight().renormalize()) weight = weight / weight.sum(1, true).clamp_min(1e-20);
     weight = weight * rule.weight().scale();
     const bool biased = catalog_.Find(prefix + "router_bias") != kNoParameter;
-    AddAux(z, s, mask, 
-           biased ? TopMask(s.detach().masked_fill(candidates_ == 0, -INFINITY), active) : mask,
+    AddAux(z, s, mask,
+           biased ? TopMask(s.detach().masked_fill(candidates_ == 0, -INFINITY), active) : chosen,
            prefix);
     AddPoolAux(s, mask, layer);
 
     if (rule.select().has_capacity_factor()) {
       const double capacity =
           std::ceil(rule.select().capacity_factor() * static_cast<double>(tokens * active) /
-                    static_cast<double>(experts));
+                    static_cast<double>(experts + nulls));
       const at::Tensor kept = mask * mask.cumsum(0).le(capacity);
       result_.dropped += static_cast<int64_t>((mask - kept).sum().item<double>());
       mask = kept;
@@ -141,7 +145,7 @@ class Reference {
   at::Tensor CandidatesOf(int layer) const {
     const SelectSpec& select = spec_.recipe().router().select();
     const int64_t pool = catalog_.pool_experts(layer);
-    const at::Tensor all = at::ones({pool}, at::kDouble);
+    const at::Tensor all = at::ones({pool + catalog_.null_experts()}, at::kDouble);
     if (!select.has_candidates()) return all;
     const std::vector<int>& layers = catalog_.PoolLayers(layer);
     const int64_t own = catalog_.experts(layer);
@@ -173,6 +177,14 @@ class Reference {
     return at::zeros_like(scores).scatter_(1, chosen, 1.0);
   }
 
+  // The best experts whose betters do not yet sum up to the share.
+  at::Tensor ShareMask(const at::Tensor& s, double share, int64_t most) const {
+    const auto [best, order] = s.sort(1, /*descending=*/true);
+    const at::Tensor taken = (best.cumsum(1) - best).lt(share).to(at::kDouble);
+    taken.narrow(1, most, s.size(1) - most).zero_();
+    return at::zeros_like(s).scatter_(1, order, taken);
+  }
+
   // What the selection looks at: the scores with their bias, masked to the best groups.
   at::Tensor Suited(const at::Tensor& s, const std::string& prefix) const {
     const SelectSpec& select = spec_.recipe().router().select();
@@ -201,6 +213,7 @@ class Reference {
                               balanced.narrow(0, part * tokens, tokens), prefix) /
                         static_cast<double>(parts);
     }
+    aux_ = aux_ - rule.entropy() * (p * p.clamp_min(1e-300).log()).sum(1).mean();
     aux_ = aux_ + rule.z_loss() * at::logsumexp(z, {1}).square().mean();
     std::vector<int64_t>& counts = result_.counts.emplace_back();
     const at::Tensor by_expert = mask.sum(0);
@@ -212,12 +225,13 @@ class Reference {
   // beta * U * sum_e f_e P_e over the tokens of all layers of a pool of U experts, once its last layer is
   // there.
   void AddPoolAux(const at::Tensor& s, const at::Tensor& mask, int layer) {
+    const double beta = spec_.recipe().router().balance().pool_coefficient();
+    if (beta == 0) return;
     const at::Tensor available = s * candidates_;
     pool_p_.push_back(available / available.sum(1, true));
     pool_mask_.push_back(mask);
     if (pool_p_.size() < catalog_.PoolLayers(layer).size()) return;
     const at::Tensor f = at::cat(pool_mask_).sum(0) / at::cat(pool_mask_).sum();
-    const double beta = spec_.recipe().router().balance().pool_coefficient();
     aux_ = aux_ + beta * static_cast<double>(s.size(1)) * (f * at::cat(pool_p_).mean(0)).sum();
     pool_p_.clear();
     pool_mask_.clear();
@@ -232,6 +246,10 @@ class Reference {
     at::Tensor counts = mask.sum(0);
     const ParameterId load = catalog_.Find(prefix + "router_load");
     if (load != kNoParameter) counts = weights_[load].detach();
+    if (const int64_t nulls = catalog_.null_experts(); nulls > 0) {
+      const at::Tensor shared = counts.narrow(0, counts.size(0) - nulls, nulls);
+      shared.fill_(shared.mean());
+    }
     const at::Tensor f = counts * experts / counts.sum();
     const at::Tensor mean = p.mean(0);
     const int64_t groups = rule.has_groups() ? rule.groups() : router.select().groups();

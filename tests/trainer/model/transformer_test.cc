@@ -138,6 +138,21 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"ReXMoeWithARecurrentRouter",
              "model { layers: 4 moe { pattern { every: 1 first: 0 } } } "
              "recipe { preset: 'rexmoe' experts { reuse: 2 } router { state { width: 6 } } }", false, 9},
+        Case{"AdaMoe",
+             "model { layers: 3 moe { active: 3 pattern { every: 1 first: 0 } } } "
+             "recipe { preset: 'adamoe' experts { null_experts: 6 } "
+             "router { balance { coefficient: 0.4 } } }"},
+        Case{"AdaMoeOfSigmoidsInAPoolWithACapacity",
+             "model { layers: 4 moe { active: 4 shared_width: 8 pattern { every: 1 first: 0 } } } "
+             "recipe { preset: 'adamoe' experts { null_experts: 4 reuse: 2 } "
+             "router { score: SIGMOID state { width: 6 } select { capacity_factor: 1 } "
+             "balance { coefficient: 0.4 scope: SEQUENCE z_loss: 0.1 } } }"},
+        Case{"TopP",
+             "model { layers: 3 moe { active: 4 pattern { every: 1 first: 0 } } } "
+             "recipe { preset: 'top_p' router { select { top_p: 0.6 } "
+             "balance { coefficient: 0.4 entropy: 0.3 } } }"},
+        Case{"EntropyOfSigmoids",
+             "recipe { preset: 'deepseek_v3' router { balance { coefficient: 0.2 entropy: 0.3 } } }"},
         Case{"GlobalBalance",
              "recipe { router { balance { coefficient: 0.4 scope: GLOBAL } } }"}),
     [](const auto& c) { return c.param.name; });
