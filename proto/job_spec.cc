@@ -103,6 +103,25 @@ void FillMessage(Message* message) {
   for (int i = 0; i < type.field_count(); ++i) FillField(*type.field(i), message);
 }
 
+// Steps of EvoMoE's phases: T_s a tenth, T_h half of the training, the temperature falls in
+// between.
+void DerivePhases(JobSpec* spec) {
+  const uint64_t steps = spec->train().steps();
+  uint64_t begin = 0;
+  if (spec->recipe().experts().has_spawn()) {
+    SpawnSpec& spawn = *spec->mutable_recipe()->mutable_experts()->mutable_spawn();
+    if (!spawn.has_step()) spawn.set_step(std::max<uint64_t>(1, steps / 10));
+    begin = spawn.step();
+  }
+  if (!spec->recipe().router().select().has_dense_to_sparse()) return;
+  DenseToSparseSpec& gate =
+      *spec->mutable_recipe()->mutable_router()->mutable_select()->mutable_dense_to_sparse();
+  if (!gate.has_hard_step()) gate.set_hard_step(std::max(begin + 1, steps / 2));
+  if (!gate.has_decay_steps()) {
+    gate.set_decay_steps(gate.hard_step() > begin ? gate.hard_step() - begin : 1);
+  }
+}
+
 void DeriveFields(JobSpec* spec) {
   if (spec->has_model()) {
     ModelSpec& model = *spec->mutable_model();
@@ -119,6 +138,7 @@ void DeriveFields(JobSpec* spec) {
     if (!candidates.has_end_step()) candidates.set_end_step(spec->train().steps() * 3 / 5);
     if (!candidates.has_from()) candidates.set_from(spec->model().moe().experts());
   }
+  DerivePhases(spec);
   RunSpec& run = *spec->mutable_run();
   if (!run.has_dir() && spec->has_name()) run.set_dir(absl::StrCat("runs/", spec->name()));
   CheckpointSpec& checkpoint = *spec->mutable_checkpoint();
@@ -362,6 +382,82 @@ class CrossFieldRules {
     CheckBalance(router);
     CheckNullExperts(router);
     CheckTopP(router);
+    CheckSpawn();
+    CheckDenseToSparse(router);
+  }
+
+  void CheckSpawn() {
+    const ExpertsSpec& experts = spec_.recipe().experts();
+    if (!experts.has_spawn() || !Sound({"recipe.experts.spawn", "train.steps"})) return;
+    if (experts.spawn().step() >= spec_.train().steps()) {
+      Report("recipe.experts.spawn.step", "must be below train.steps (", spec_.train().steps(),
+             "), not ", experts.spawn().step(), ": the experts would never be used");
+    }
+  }
+
+  void CheckDenseToSparse(const RouterSpec& router) {
+    if (!router.select().has_dense_to_sparse()) return;
+    CheckDenseToSparseGate(router.select().dense_to_sparse());
+    CheckBesideDenseToSparse(router);
+  }
+
+  void CheckDenseToSparseGate(const DenseToSparseSpec& gate) {
+    const std::string path = "recipe.router.select.dense_to_sparse";
+    const SpawnSpec& spawn = spec_.recipe().experts().spawn();
+    if (gate.threshold() >= 1) {
+      Report(path + ".threshold", "must be below 1, not ", gate.threshold(),
+             ": no probability is above it");
+    }
+    if (gate.final_temperature() > gate.temperature()) {
+      Report(path + ".final_temperature", "must be at most temperature (", gate.temperature(),
+             "), not ", gate.final_temperature());
+    }
+    if (Sound({"recipe.experts.spawn"}) && gate.hard_step() < spawn.step()) {
+      Report(path + ".hard_step", "must be at least recipe.experts.spawn.step (", spawn.step(),
+             "), not ", gate.hard_step(), ": there would be one expert to choose from");
+    }
+  }
+
+  // What makes no sense with tokens that take as many experts as are above a threshold.
+  void CheckBesideDenseToSparse(const RouterSpec& router) {
+    const std::string gate = "recipe.router.select.dense_to_sparse";
+    const SelectSpec& select = router.select();
+    if (spec_.model().moe().active() != 1) {
+      Report("model.moe.active", "must be 1 with ", gate,
+             ", whose last phase takes the best expert alone, not ", spec_.model().moe().active());
+    }
+    if (router.score() != SOFTMAX) {
+      Report("recipe.router.score", "must be softmax with ", gate,
+             ": its threshold is of probabilities that sum to 1");
+    }
+    if (router.weight().renormalize()) {
+      Report("recipe.router.weight.renormalize", "must be false with ", gate,
+             ": weights of experts that come and go would jump");
+    }
+    if (router.balance().has_bias()) {
+      Report("recipe.router.balance.bias", "makes no sense with ", gate,
+             ": until hard_step the threshold, not a ranking, says who is chosen");
+    }
+    if (router.balance().scope() == GLOBAL) {
+      Report("recipe.router.balance.scope", "cannot be global with ", gate,
+             ": the step before had another temperature");
+    }
+    if (router.balance().group_coefficient() > 0 || router.balance().communication() > 0) {
+      Report("recipe.router.balance", "losses over groups make no sense with ", gate,
+             ": tokens begin in all groups");
+    }
+    if (select.has_group_limit() && select.group_limit() < select.groups()) {
+      Report("recipe.router.select.group_limit", "makes no sense with ", gate,
+             ": tokens begin with the experts of all groups");
+    }
+    if (select.has_candidates()) {
+      Report("recipe.router.select.candidates", "makes no sense with ", gate,
+             ": one lets experts in, the other keeps them out");
+    }
+    if (spec_.recipe().experts().reuse() > 1) {
+      Report("recipe.experts.reuse", "makes no sense with ", gate,
+             ": tokens would begin with the experts of all layers of a group");
+    }
   }
 
   void CheckGroups(const SelectSpec& select) {

@@ -121,7 +121,8 @@ void PrintPlan(const OrderedJson& plan, std::ostream& out) {
 
 absl::StatusOr<OrderedJson> PlanAll(const OpenedStep& opened, const ReshardFlags& flags) {
   const Manifest& manifest = opened.manifest;
-  absl::StatusOr<ParameterCatalog> catalog = ParameterCatalog::Build(manifest.spec());
+  absl::StatusOr<ParameterCatalog> catalog =
+      ParameterCatalog::Build(manifest.spec(), ExpertsAt(manifest.spec(), manifest.state().step()));
   if (!catalog.ok()) return catalog.status();
   const absl::StatusOr<int> degree = DegreeFor(flags, manifest.spec());
   if (!degree.ok()) return degree.status();

@@ -56,14 +56,16 @@ absl::StatusOr<Range> ParseNodes(const std::string& text) {
 struct Question {
   JobSpec spec;
   ParameterCatalog catalog;
-  PlanNode node;  // what every node is like
-  std::optional<TrainingState> restored;
+  std::optional<ParameterCatalog> one_expert = {};  // before its spawn
+  PlanNode node = {};                               // what every node is like
+  std::optional<TrainingState> restored = {};
 };
 
 struct Answer {
   uint32_t nodes = 0;
   absl::StatusOr<GenerationPlan> plan;
   JobSize size = {};  // of the plan, when there is one
+  std::optional<JobSize> before = {};  // the spawn, when the job has one
   int64_t parameters = 0;
   int64_t active_parameters = 0;  // that one token uses
 };
@@ -83,7 +85,12 @@ absl::StatusOr<TrainingState> LoadState(const JobSpec& spec, const std::string& 
 absl::StatusOr<Question> Ask(const PlanFlags& flags, const JobSpec& spec) {
   absl::StatusOr<ParameterCatalog> catalog = ParameterCatalog::Build(spec);
   if (!catalog.ok()) return catalog.status();
-  Question question{.spec = spec, .catalog = *std::move(catalog), .node = {}, .restored = {}};
+  Question question{.spec = spec, .catalog = *std::move(catalog)};
+  if (ExpertsAt(spec, 0) == Experts::kOne) {
+    auto one_expert = ParameterCatalog::Build(spec, Experts::kOne);
+    if (!one_expert.ok()) return one_expert.status();
+    question.one_expert = *std::move(one_expert);
+  }
   question.node.slots = flags.slots.value_or(spec.elastic().slots_per_node());
   question.node.cores = question.node.slots;
   if (!flags.memory.empty()) {
@@ -122,12 +129,31 @@ Answer AnswerFor(const Question& question, uint32_t nodes) {
                          .mesh = &answer.plan->mesh,
                          .placement = &answer.plan->placement,
                          .load = &load});
+  if (question.one_expert) {
+    answer.before = SizeJob({.spec = &question.spec,
+                             .catalog = &*question.one_expert,
+                             .mesh = &answer.plan->mesh,
+                             .placement = &answer.plan->placement,
+                             .load = &load});
+  }
   return answer;
 }
 
 int64_t MostOnANode(const JobSize& size) {
   int64_t most = 0;
   for (const NodeMemory& node : size.nodes) most = std::max(most, node.most());
+  return most;
+}
+
+// The most that a rank has while experts are made of one: the parameters before and after.
+int64_t MostAtTheSpawn(const Answer& answer) {
+  int64_t most = 0;
+  for (size_t rank = 0; rank < answer.size.ranks.size(); ++rank) {
+    const RankMemory& before = answer.before->ranks[rank];
+    const RankMemory& after = answer.size.ranks[rank];
+    most = std::max(
+        most, before.weights + before.moments + before.gradients + after.weights + after.moments);
+  }
   return most;
 }
 
@@ -187,6 +213,12 @@ Json ToJson(const Answer& answer) {
                         {"sums", traffic.sums},
                         {"total", traffic.total()},
                         {"between_nodes", traffic.between_nodes}};
+  if (answer.before) {
+    json["before_spawn"] = {{"node_most", MostOnANode(*answer.before)},
+                            {"step_bytes", answer.before->traffic.total()},
+                            {"checkpoint_bytes", answer.before->checkpoint},
+                            {"rank_at_spawn", MostAtTheSpawn(answer)}};
+  }
   return json;
 }
 
@@ -260,6 +292,14 @@ void PrintOne(const Answer& answer, uint64_t node_bytes, std::ostream& out) {
       Size(traffic.total()), Size(traffic.tokens), Size(traffic.gradients), Size(traffic.weights),
       Size(traffic.counts + traffic.sums), Size(traffic.between_nodes));
   out << fmt::format("checkpoint {} on disk\n", Size(answer.size.checkpoint));
+  if (answer.before) {
+    out << fmt::format(
+        "before     the spawn: at most {} on a node, {} between ranks a step, a checkpoint of {}; "
+        "at "
+        "it at most {} in a rank\n",
+        Size(MostOnANode(*answer.before)), Size(answer.before->traffic.total()),
+        Size(answer.before->checkpoint), Size(MostAtTheSpawn(answer)));
+  }
   PrintMemory(answer, node_bytes, out);
 }
 

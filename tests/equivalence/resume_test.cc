@@ -10,13 +10,16 @@
 
 #include "base/mutex.h"
 #include "parallel/comm/in_process.h"
+#include "proto/job_spec.h"
 #include "tests/equivalence/training_run.h"
 #include "trainer/checkpoint/format/commit.h"
+#include "trainer/checkpoint/format/manifest.h"
 #include "trainer/checkpoint/format/shard_files.h"
 #include "trainer/checkpoint/format/snapshot_arena.h"
+#include "trainer/checkpoint/format/verify.h"
 #include "trainer/loop/stored_state.h"
 #include "trainer/loop/trainer.h"
-#include "trainer/catalog/write_plan.h"
+#include "trainer/recipe/recipe.h"
 
 namespace moesaic {
 namespace {
@@ -53,18 +56,19 @@ struct Trained {
 };
 
 std::unique_ptr<Trainer> MakeTrainer(const JobSpec& spec, const RunLayout& layout,
-                                     Communicator& world, std::vector<int>* writers) {
+                                     Communicator& world,
+                                     std::optional<Experts> experts = std::nullopt) {
   at::set_num_threads(1);
   const Mesh mesh = Mesh::Flat(layout.ranks, layout.expert);
-  const std::vector<int> experts(spec.model().layers(), kExperts);
-  const ExpertPlacement placement = ExpertPlacement::Even(mesh, experts);
+  const ExpertPlacement placement =
+      ExpertPlacement::Even(mesh, std::vector<int>(spec.model().layers(), kExperts));
   auto trainer = Trainer::Create({.spec = spec,
                                   .mesh = mesh,
                                   .placement = placement,
                                   .rank = world.rank(),
-                                  .world = &world});
+                                  .world = &world,
+                                  .experts = experts});
   if (!trainer.ok()) throw std::runtime_error(std::string(trainer.status().message()));
-  *writers = CheckpointWriters((*trainer)->catalog(), mesh, placement);
   return *std::move(trainer);
 }
 
@@ -105,13 +109,16 @@ class ResumeTest : public ::testing::Test {
     Mutex mutex;
     Trained all;
     RunRanks(layout.ranks, [&](Communicator& world) {
-      std::vector<int> writers;
-      const auto trainer = MakeTrainer(spec_, layout, world, &writers);
+      const auto trainer = MakeTrainer(
+          spec_, layout, world,
+          restore ? std::optional(StoredExperts(*restore, spec_).value()) : std::nullopt);
       if (restore) {
         auto restored = RestoreTraining(*restore, spec_,
                                         {&trainer->catalog(), &trainer->store(), /*threads=*/2});
         if (!restored.ok()) throw std::runtime_error(std::string(restored.status().message()));
         trainer->state() = std::move(restored->state);
+        const absl::Status settled = trainer->Settle();
+        if (!settled.ok()) throw std::runtime_error(std::string(settled.message()));
         trainer->PublishWeights();
         if (world.rank() == 0) summary_ = restored->summary;
       } else {
@@ -123,7 +130,7 @@ class ResumeTest : public ::testing::Test {
         if (!outcome.ok()) throw std::runtime_error(std::string(outcome.status().message()));
         losses.push_back(outcome->metrics.loss());
       }
-      if (snapshot) TakeSnapshot(*trainer, writers, world.rank(), layout.ranks);
+      if (snapshot) TakeSnapshot(*trainer, world.rank(), layout.ranks);
       MutexLock lock(&mutex);
       Collect(*trainer, &all.state);
       if (world.rank() == 0) all.losses = losses;
@@ -131,24 +138,24 @@ class ResumeTest : public ::testing::Test {
     return all;
   }
 
-  void TakeSnapshot(Trainer& trainer, const std::vector<int>& writers, int rank, int ranks) const {
+  void TakeSnapshot(Trainer& trainer, int rank, int ranks) const {
     WorkerIdentity worker;
     worker.set_job(spec_.name());
     worker.set_generation(1);
     worker.set_rank(static_cast<uint32_t>(rank));
     SnapshotTaker taker(worker, static_cast<uint32_t>(ranks), ArenaOf(rank));
-    const auto taken = taker.Take(trainer.state(), ObjectsToWrite(trainer, writers, rank), 1);
+    const auto taken = taker.Take(trainer.state(), ObjectsToWrite(trainer, rank), 1);
     ASSERT_TRUE(taken.ok() && taken->has_value()) << taken.status();
   }
 
   std::string Persist(int ranks) const {
     const auto root = *CheckpointRoot::Open(&FileSystem::System(), folder_ + "/checkpoints");
-    const std::string staging = *root->BeginStaging(kSavedStep, 1);
+    const std::string staging = *root->BeginStaging(saved_step_, 1);
     const auto staged = *FileSystem::System().OpenFolder(staging);
     std::vector<ShardsPersisted> reports;
     for (int rank = 0; rank < ranks; ++rank) {
       const auto reader = *SnapshotReader::Open(ArenaOf(rank) + ".0");
-      reports.push_back(*PersistShards(*reader, kSavedStep, staged.get()));
+      reports.push_back(*PersistShards(*reader, saved_step_, staged.get()));
     }
     CommitRequest request;
     request.staging = staging;
@@ -167,7 +174,7 @@ class ResumeTest : public ::testing::Test {
     RestoreFrom from;
     from.node = "here";
     from.open_peer = [](const std::string& address) { return std::make_unique<FilePeer>(address); };
-    from.sources.set_step(kSavedStep);
+    from.sources.set_step(saved_step_);
     from.sources.set_path(path);
     for (int rank = 0; rank < ranks; ++rank) {
       SnapshotSource* source = from.sources.add_snapshots();
@@ -176,7 +183,7 @@ class ResumeTest : public ::testing::Test {
       HeldSnapshot* held = source->mutable_snapshot();
       held->set_job(spec_.name());
       held->set_generation(1);
-      held->set_step(kSavedStep);
+      held->set_step(saved_step_);
       held->set_rank(static_cast<uint32_t>(rank));
       held->set_path(ArenaOf(rank) + ".0");
     }
@@ -192,6 +199,7 @@ class ResumeTest : public ::testing::Test {
 
   std::string folder_;
   JobSpec spec_;
+  uint64_t saved_step_ = kSavedStep;  // of Persist and From
   std::string summary_;
 };
 
@@ -218,6 +226,67 @@ TEST_F(ResumeTest, C3_EveryTierGivesTheBitsOfAnUndisturbedRun) {
   std::filesystem::resize_file(ArenaOf(1) + ".0", 1000);
   expect_same(From(2, Own, path), "from disk; not used: ");
   EXPECT_THROW(Run(layout, kSteps, false, From(2, Own)), std::runtime_error);
+}
+
+// EvoMoE with a spawn at step 2 and its hard switch at step 4.
+class EvoMoeResume : public ResumeTest {
+ protected:
+  void SetUp() override {
+    ResumeTest::SetUp();
+    spec_.clear_recipe();
+    spec_.mutable_recipe()->set_preset("evomoe");
+    spec_.mutable_model()->mutable_moe()->set_active(1);
+    spec_.mutable_recipe()->mutable_experts()->mutable_spawn()->set_step(2);
+    spec_.mutable_recipe()
+        ->mutable_router()
+        ->mutable_select()
+        ->mutable_dense_to_sparse()
+        ->set_hard_step(4);
+    EXPECT_TRUE(ApplyPreset(&spec_).empty());
+    ApplyDefaults(&spec_);
+    EXPECT_TRUE(ValidateJob(spec_).empty());
+    spec_.mutable_train()->set_reproducible(true);
+  }
+};
+
+// In each phase, and at the steps between two: from memory and from disk, at another expert degree.
+TEST_F(EvoMoeResume, EVO10_ACheckpointOfAnyPhaseGoesOnExactly) {
+  constexpr int kLast = 6;
+  const Trained whole = Run({}, kLast, false);
+  for (int saved = 1; saved < kLast; ++saved) {
+    SCOPED_TRACE(::testing::Message() << "saved after step " << saved);
+    saved_step_ = static_cast<uint64_t>(saved);
+    Run({.ranks = 2, .expert = 2}, saved, true);
+    const std::string path = Persist(2);
+    const auto step = OpenCheckpoint(&FileSystem::System(), path);
+    ASSERT_TRUE(step.ok()) << step.status();
+    EXPECT_EQ(VerifyStep(*step->folder, {}).problems, std::vector<std::string>());
+    for (const RestoreFrom& from : {From(2, Own), FromDisk(path)}) {
+      const Trained resumed = Run({.ranks = 4, .expert = 4}, kLast, false, from);
+      ExpectSame(resumed.state, whole.state);
+      EXPECT_EQ(resumed.losses,
+                std::vector<double>(whole.losses.begin() + saved, whole.losses.end()));
+    }
+  }
+}
+
+// The job's spawn now lies before the checkpoint's step: the same experts come of it.
+TEST_F(EvoMoeResume, EVO10_ACheckpointOfOneExpertIsSpawnedByAJobThatIsPastIt) {
+  spec_.mutable_recipe()->mutable_experts()->mutable_spawn()->set_step(4);
+  const RunLayout layout = {.ranks = 2, .expert = 2};
+  saved_step_ = 3;
+  Run(layout, 3, true);
+  const std::string path = Persist(2);
+  const JobSpec late = spec_;
+  spec_.mutable_recipe()->mutable_experts()->mutable_spawn()->set_step(3);
+  const Trained spawned_in_time = Run({}, 3, false);
+  ExpectSame(Run(layout, 3, false, FromDisk(path)).state, spawned_in_time.state);
+  // The other way there is no way back.
+  Run(layout, 3, true);
+  std::filesystem::remove_all(folder_ + "/checkpoints");
+  const std::string spawned = Persist(2);
+  spec_ = late;
+  EXPECT_THROW(Run(layout, 3, false, FromDisk(spawned)), std::runtime_error);
 }
 
 struct Layout {

@@ -119,6 +119,9 @@ class SizingTest : public ::testing::TestWithParam<Case> {
     spec_.clear_recipe();
     spec_.mutable_recipe()->set_preset(GetParam().preset);
     GetParam().more(*spec_.mutable_recipe());
+    if (spec_.recipe().router().select().has_dense_to_sparse()) {
+      spec_.mutable_model()->mutable_moe()->set_active(1);
+    }
     ASSERT_TRUE(ApplyPreset(&spec_).empty());
     ApplyDefaults(&spec_);
     ASSERT_TRUE(ValidateJob(spec_).empty());
@@ -137,9 +140,10 @@ class SizingTest : public ::testing::TestWithParam<Case> {
   }
 
   JobSize Predict(const TrainingState& state) const {
-    const ParameterCatalog catalog = *ParameterCatalog::Build(spec_);
+    const ParameterCatalog catalog =
+        *ParameterCatalog::Build(spec_, ExpertsAt(spec_, state.step()));
     const ExpertLoad load = RecordedLoad(spec_.model(), state);
-    EXPECT_FALSE(load.empty());
+    EXPECT_EQ(load.empty(), catalog.which() == Experts::kOne);
     return SizeJob({.spec = &spec_,
                     .catalog = &catalog,
                     .mesh = &*mesh_,
@@ -224,8 +228,7 @@ class SizingTest : public ::testing::TestWithParam<Case> {
     worker.set_generation(1);
     worker.set_rank(static_cast<uint32_t>(rank));
     SnapshotTaker taker(worker, static_cast<uint32_t>(mesh_->size()), ArenaOf(rank));
-    const auto writers = CheckpointWriters(trainer.catalog(), *mesh_, *placement_);
-    const auto taken = taker.Take(trainer.state(), ObjectsToWrite(trainer, writers, rank), 1);
+    const auto taken = taker.Take(trainer.state(), ObjectsToWrite(trainer, rank), 1);
     ASSERT_TRUE(taken.ok() && taken->has_value()) << taken.status();
     const auto reader = *SnapshotReader::Open(ArenaOf(rank) + ".0");
     const auto file = static_cast<int64_t>(std::filesystem::file_size(ArenaOf(rank) + ".0"));
@@ -377,6 +380,14 @@ void ReuseOfTwo(RecipeSpec& recipe) {
 }
 void StateOfTwenty(RecipeSpec& recipe) { recipe.mutable_router()->mutable_state()->set_width(20); }
 void NullExperts(RecipeSpec& recipe) { recipe.mutable_experts()->set_null_experts(kExperts); }
+// After the steps that are run.
+void SpawnLater(RecipeSpec& recipe) { recipe.mutable_experts()->mutable_spawn()->set_step(15); }
+// Every token takes every expert.
+void OpenGate(RecipeSpec& recipe) {
+  RouterSpec& router = *recipe.mutable_router();
+  router.mutable_select()->mutable_dense_to_sparse()->set_threshold(0);
+  router.mutable_weight()->set_renormalize(false);
+}
 void AsItIs(RecipeSpec&) {}
 
 INSTANTIATE_TEST_SUITE_P(
@@ -396,6 +407,13 @@ INSTANTIATE_TEST_SUITE_P(
              .preset = "adamoe",
              .more = NullExperts,
              .sequence = 256},
+        Case{.name = "OneExpert", .ranks = 2, .preset = "top_k", .more = SpawnLater},
+        Case{.name = "OneExpertReproducible",
+             .ranks = 3,
+             .reproducible = true,
+             .preset = "top_k",
+             .more = SpawnLater},
+        Case{.name = "OpenGate", .ranks = 4, .expert = 2, .preset = "top_k", .more = OpenGate},
         Case{.name = "RMoe", .ranks = 2, .expert = 2, .preset = "rmoe", .more = StateOfTwenty},
         Case{.name = "RMoeReproducible",
              .ranks = 3,
@@ -410,7 +428,7 @@ INSTANTIATE_TEST_SUITE_P(
              .reproducible = true,
              .preset = "rexmoe",
              .more = ReuseOfTwo,
-                           .sequence = 256}),
+             .sequence = 256}),
     [](const auto& param) { return param.param.name; });
 
 INSTANTIATE_TEST_SUITE_P(

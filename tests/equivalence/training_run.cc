@@ -40,11 +40,15 @@ void WriteCorpus(const std::string& prefix, uint64_t seed, int documents) {
   ASSERT_TRUE(finished.ok()) << finished;
 }
 
+// A step that ended in other parameters has no gradients of them.
 void Collect(Trainer& trainer, RunResult& result) {
   const ParameterStore& store = trainer.store();
+  const bool has_gradients =
+      !result.steps.empty() && result.steps.back().recipe.expert_cosine.empty();
   for (const ParameterId id : store.owned()) {
     const std::string& name = trainer.catalog()[id].name;
-    if (trainer.catalog()[id].learnt) result.gradients[name] = trainer.Gradient(id).clone();
+    if (has_gradients && trainer.catalog()[id].learnt)
+      result.gradients[name] = trainer.Gradient(id).clone();
     result.weights[name] = store.master(id).clone();
     if (!store.first_moment(id).defined()) continue;
     result.first_moments[name] = store.first_moment(id).clone();
@@ -144,7 +148,8 @@ RunResult TrainAsRank(const JobSpec& spec, const RunLayout& layout, int steps, C
                                   .mesh = mesh,
                                   .placement = PlacementOf(spec, layout, mesh),
                                   .rank = world.rank(),
-                                  .world = &world});
+                                  .world = &world,
+                                  .experts = ExpertsAt(spec, from ? from->state.step() : 0)});
   if (!trainer.ok()) throw std::runtime_error(std::string(trainer.status().message()));
   Begin(**trainer, from);
   RunResult result;
@@ -155,6 +160,7 @@ RunResult TrainAsRank(const JobSpec& spec, const RunLayout& layout, int steps, C
     result.aux_losses.push_back(outcome->metrics.aux_loss());
     result.norms.push_back(outcome->metrics.grad_norm());
     result.routing.push_back(TextOf(outcome->routing));
+    result.steps.push_back(*outcome);
   }
   const ValidationResult validation = (*trainer)->Validate(0).value();
   result.validation_loss = validation.loss;
@@ -174,6 +180,7 @@ RunResult TrainInProcess(const JobSpec& spec, const RunLayout& layout, int steps
       all.losses = mine.losses;
       all.aux_losses = mine.aux_losses;
       all.norms = mine.norms;
+      all.steps = mine.steps;
       all.validation_loss = mine.validation_loss;
       all.routing = mine.routing;
       all.state = mine.state;

@@ -11,6 +11,7 @@
 #include "parallel/layout/mesh.h"
 #include "proto/checkpoint.pb.h"
 #include "proto/job.pb.h"
+#include "trainer/loop/trainer.h"
 
 namespace moesaic {
 
@@ -18,6 +19,7 @@ struct RunResult {
   std::vector<double> losses;  // by step
   std::vector<double> aux_losses;
   std::vector<double> norms;
+  std::vector<StepOutcome> steps;  // as rank 0 saw them
   double validation_loss = 0;
   // Routing metrics by step and of the validation, as JSON, without what depends on the layout.
   std::vector<std::string> routing;

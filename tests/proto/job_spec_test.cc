@@ -344,6 +344,88 @@ TEST(ValidateJob, AcceptsOneActiveExpertWithRawWeights) {
               IsEmpty());
 }
 
+constexpr char kEvoMoe[] =
+    "model { moe { active: 1 } } recipe { experts { spawn {} } "
+    "router { weight { renormalize: false } select { dense_to_sparse {} } } } ";
+
+JobSpec EvoMoeJob(const std::string& more) {
+  JobSpec spec;
+  for (const std::string& text : {std::string(kSmallJob), std::string(kEvoMoe), more}) {
+    EXPECT_TRUE(google::protobuf::TextFormat::MergeFromString(text, &spec)) << text;
+  }
+  ApplyDefaults(&spec);
+  return spec;
+}
+
+TEST(EvoMoeKeys, ItsPartsAreOnlyThereWhereTheyAreGiven) {
+  const JobSpec plain = SmallJob();
+  EXPECT_FALSE(plain.recipe().experts().has_spawn());
+  EXPECT_FALSE(plain.recipe().router().select().has_dense_to_sparse());
+  const JobSpec spec = SmallJob(kEvoMoe);
+  EXPECT_THAT(Problems(spec), IsEmpty());
+  EXPECT_EQ(spec.recipe().experts().spawn().step(), 10u);
+  EXPECT_EQ(spec.recipe().experts().spawn().mask(), 0.3);
+  const DenseToSparseSpec& gate = spec.recipe().router().select().dense_to_sparse();
+  EXPECT_EQ(gate.hard_step(), 50u);
+  EXPECT_EQ(gate.decay_steps(), 40u);
+  EXPECT_EQ(gate.threshold(), 0.001);
+}
+
+TEST(EvoMoeKeys, AGateNeedsNoSpawnAndASpawnNoGate) {
+  EXPECT_THAT(Problems(SmallJob("recipe { experts { spawn {} } }")), IsEmpty());
+  const JobSpec gate = SmallJob(
+      "model { moe { active: 1 } } recipe { router { weight { renormalize: false } "
+      "select { dense_to_sparse {} } } }");
+  EXPECT_THAT(Problems(gate), IsEmpty());
+  EXPECT_EQ(gate.recipe().router().select().dense_to_sparse().decay_steps(), 50u);
+}
+
+TEST(EvoMoeKeys, WhatMakesNoSenseIsRefusedWithTheReason) {
+  const std::string gate = "recipe.router.select.dense_to_sparse";
+  const std::pair<const char*, std::string> kRefused[] = {
+      {"recipe { experts { spawn { step: 100 } } router { select { dense_to_sparse { hard_step: "
+       "100 "
+       "} } } }",
+       "recipe.experts.spawn.step: must be below train.steps (100), not 100: the experts would "
+       "never "
+       "be used"},
+      {"recipe { experts { spawn { step: 30 } } router { select { dense_to_sparse { hard_step: 20 "
+       "} "
+       "} } }",
+       gate + ".hard_step: must be at least recipe.experts.spawn.step (30), not 20: there would be "
+              "one expert to choose from"},
+      {"recipe { router { select { dense_to_sparse { threshold: 1 } } } }",
+       gate + ".threshold: must be below 1, not 1: no probability is above it"},
+      {"recipe { router { select { dense_to_sparse { temperature: 0.1 } } } }",
+       gate + ".final_temperature: must be at most temperature (0.1), not 0.3"},
+      {"model { moe { active: 2 } }", "model.moe.active: must be 1 with " + gate +
+                                          ", whose last phase takes the best expert alone, not 2"},
+      {"recipe { router { score: SIGMOID } }",
+       "recipe.router.score: must be softmax with " + gate +
+           ": its threshold is of probabilities that sum to 1"},
+      {"recipe { router { balance { bias { speed: 0.1 } } } }",
+       "recipe.router.balance.bias: makes no sense with " + gate +
+           ": until hard_step the threshold, not a ranking, says who is chosen"},
+      {"recipe { router { balance { scope: GLOBAL } } }",
+       "recipe.router.balance.scope: cannot be global with " + gate +
+           ": the step before had another temperature"},
+      {"recipe { router { balance { group_coefficient: 0.1 } } }",
+       "recipe.router.balance: losses over groups make no sense with " + gate +
+           ": tokens begin in all groups"},
+      {"recipe { router { select { groups: 4 group_limit: 2 } } }",
+       "recipe.router.select.group_limit: makes no sense with " + gate +
+           ": tokens begin with the experts of all groups"},
+      {"recipe { router { select { candidates { mode: RANDOM_ALL } } } }",
+       "recipe.router.select.candidates: makes no sense with " + gate +
+           ": one lets experts in, the other keeps them out"},
+      {"recipe { experts { reuse: 2 } }",
+       "recipe.experts.reuse: makes no sense with " + gate +
+           ": tokens would begin with the experts of all layers of a group"}};
+  for (const auto& [change, problem] : kRefused) {
+    EXPECT_THAT(Problems(EvoMoeJob(change)), ::testing::Contains(problem));
+  }
+}
+
 TEST(HashJob, ReactsToItsOwnClassOnly) {
   const JobHashes base = HashJob(SmallJob());
   const JobHashes identity = HashJob(SmallJob("model { hidden: 128 head_width: 16 }"));

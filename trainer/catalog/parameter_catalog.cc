@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "proto/job_spec.h"
+#include "trainer/recipe/schedule.h"
 
 namespace moesaic {
 namespace {
@@ -84,8 +85,9 @@ std::vector<int> GroupOf(const ModelSpec& model, int reuse, int layer) {
 // Appends parameters in the catalogue's order.
 class Lister {
  public:
-  explicit Lister(const JobSpec& spec)
+  Lister(const JobSpec& spec, Experts experts)
       : model_(spec.model()),
+        experts_(experts),
         router_(spec.recipe().router()),
         reuse_(static_cast<int>(spec.recipe().experts().reuse())),
         nulls_(spec.recipe().experts().null_experts()),
@@ -97,7 +99,7 @@ class Lister {
     const int64_t vocabulary = model_.vocabulary();
     Add("embedding", {vocabulary, hidden}, ParameterKind::kEmbedding, normal_).uses =
         model_.tie_head() ? 2 : 1;
-    if (router_.has_state()) ListRouterCell();
+    if (router_.has_state() && experts_ == Experts::kAll) ListRouterCell();
     for (layer_ = 0; layer_ < static_cast<int>(model_.layers()); ++layer_) ListLayer();
     layer_ = -1;
     AddNorm("norm", hidden);
@@ -143,7 +145,10 @@ class Lister {
     }
     Add(prefix + "attention.output", {hidden, heads * width}, ParameterKind::kAttention, residual_);
     AddNorm(prefix + "feed_forward_norm", hidden);
-    if (IsMoeLayer(model_, layer_)) {
+    if (IsMoeLayer(model_, layer_) && experts_ == Experts::kOne) {
+      AddSwiGlu(prefix + "moe.base.", model_.moe().expert_width(), ParameterKind::kFeedForward, -1);
+      ListShared(prefix + "moe.");
+    } else if (IsMoeLayer(model_, layer_)) {
       ListExperts(prefix + "moe.");
     } else {
       AddSwiGlu(prefix + "dense.", model_.dense_width(), ParameterKind::kFeedForward, -1);
@@ -161,13 +166,16 @@ class Lister {
     AddRouter(prefix + "router", {Pool() + nulls_, seen}, normal_);
     if (router_.balance().has_bias()) AddRouterState(prefix + "router_bias");
     if (router_.balance().scope() == GLOBAL) AddRouterState(prefix + "router_load");
-    if (moe.shared_width() > 0) {
-      AddSwiGlu(prefix + "shared.", moe.shared_width(), ParameterKind::kFeedForward, -1);
-    }
+    ListShared(prefix);
     for (int expert = 0; expert < static_cast<int>(moe.experts()); ++expert) {
       AddSwiGlu(absl::StrCat(prefix, "experts.", expert, "."), moe.expert_width(),
                 ParameterKind::kExpert, expert);
     }
+  }
+
+  void ListShared(const std::string& prefix) {
+    if (model_.moe().shared_width() == 0) return;
+    AddSwiGlu(prefix + "shared.", model_.moe().shared_width(), ParameterKind::kFeedForward, -1);
   }
 
   void AddSwiGlu(const std::string& prefix, int64_t width, ParameterKind kind, int expert) {
@@ -210,6 +218,7 @@ class Lister {
   }
 
   const ModelSpec& model_;
+  const Experts experts_;
   const RouterSpec& router_;
   const int reuse_;
   const int64_t nulls_;
@@ -224,7 +233,12 @@ class Lister {
 
 int64_t ParameterSpec::elements() const { return Product(shape).value_or(0); }
 
-absl::StatusOr<ParameterCatalog> ParameterCatalog::Build(const JobSpec& spec) {
+Experts ExpertsAt(const JobSpec& spec, uint64_t step) {
+  const bool one = RecipeSchedule(spec.recipe()).PhaseAt(step) == RecipePhase::kOneExpert;
+  return one && spec.model().has_moe() ? Experts::kOne : Experts::kAll;
+}
+
+absl::StatusOr<ParameterCatalog> ParameterCatalog::Build(const JobSpec& spec, Experts experts) {
   const ModelSpec& model = spec.model();
   if (absl::Status status = CheckSizes(model); !status.ok()) return status;
   if (const int64_t count = CountParameters(model); count > kMostParameters) {
@@ -234,16 +248,19 @@ absl::StatusOr<ParameterCatalog> ParameterCatalog::Build(const JobSpec& spec) {
   }
 
   ParameterCatalog catalog;
+  catalog.which_ = experts;
   catalog.layers_ = static_cast<int>(model.layers());
   catalog.experts_ = static_cast<int>(model.moe().experts());
   catalog.nulls_ = static_cast<int>(spec.recipe().experts().null_experts());
   catalog.active_ = static_cast<int>(model.moe().active());
   for (int layer = 0; layer < catalog.layers_; ++layer) {
-    catalog.moe_layers_.push_back(IsMoeLayer(model, layer));
+    const bool is_moe = experts == Experts::kAll && IsMoeLayer(model, layer);
+    catalog.moe_layers_.push_back(is_moe);
     catalog.pools_.push_back(
-        GroupOf(model, static_cast<int>(spec.recipe().experts().reuse()), layer));
+        is_moe ? GroupOf(model, static_cast<int>(spec.recipe().experts().reuse()), layer)
+               : std::vector<int>());
   }
-  catalog.parameters_ = Lister(spec).List();
+  catalog.parameters_ = Lister(spec, experts).List();
 
   int64_t total = 0;
   for (ParameterId id = 0; id < catalog.size(); ++id) {

@@ -53,6 +53,13 @@ struct ParameterSpec {
   int64_t elements() const;
 };
 
+// Whether layers with experts have all of them, or the one that they are made of later
+// (recipe.experts.spawn).
+enum class Experts { kAll, kOne };
+
+// Those of the parameters that the step after `step` steps works on. `spec` must be resolved.
+Experts ExpertsAt(const JobSpec& spec, uint64_t step);
+
 // The parameters, in this order (`L` a layer, `E` an expert of it, `pool` the experts that it chooses
 // from: `experts`, times the layers of its group with recipe.experts.reuse):
 //   embedding                       [vocabulary, hidden]
@@ -68,6 +75,8 @@ struct ParameterSpec {
 //   router_cell.hidden_weight       [3 p, p]                             GRU cell for all layers,
 //   router_cell.input_bias          [3 p]                                used by each MoE layer;
 //   router_cell.hidden_bias         [3 p]                                they follow the embedding)
+//   layers.L.moe.base.gate_up       [2 * expert_width, hidden]  (MoE layer of Experts::kOne: neither
+//   layers.L.moe.base.down          [hidden, expert_width]       router nor experts, nor a router_cell)
 //   layers.L.moe.router_projection  [p, hidden]                         (recipe.router.state)
 //   layers.L.moe.router             [pool + null, hidden], or [pool + null, p]      (MoE layer)
 //                                                       null: recipe.experts.null_experts
@@ -85,7 +94,8 @@ class ParameterCatalog {
  public:
   // `spec` must be resolved and valid, with model.vocabulary set. InvalidArgument otherwise, or when
   // an element count overflows int64.
-  static absl::StatusOr<ParameterCatalog> Build(const JobSpec& spec);
+  static absl::StatusOr<ParameterCatalog> Build(const JobSpec& spec,
+                                                Experts experts = Experts::kAll);
 
   std::span<const ParameterSpec> parameters() const { return parameters_; }
   const ParameterSpec& operator[](ParameterId id) const { return parameters_[id]; }
@@ -94,8 +104,9 @@ class ParameterCatalog {
   // kNoParameter when there is none of that name.
   ParameterId Find(absl::string_view name) const;
 
+  Experts which() const { return which_; }
   int layers() const { return layers_; }
-  // Experts of a layer; 0 for a dense one.
+  // Experts of a layer; 0 for a dense one. A layer of Experts::kOne is dense for now.
   int experts(int layer) const { return IsMoe(layer) ? experts_ : 0; }
   bool IsMoe(int layer) const { return moe_layers_[layer]; }
   // The layers whose experts `layer` chooses from, ascending: itself, and with recipe.experts.reuse
@@ -124,6 +135,7 @@ class ParameterCatalog {
   absl::flat_hash_map<std::string, ParameterId> by_name_;
   std::vector<bool> moe_layers_;
   std::vector<std::vector<int>> pools_;  // by layer
+  Experts which_ = Experts::kAll;
   int layers_ = 0;
   int experts_ = 0;
   int active_ = 0;

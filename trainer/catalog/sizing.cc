@@ -8,6 +8,7 @@
 #include "parallel/layout/gradient_layout.h"
 #include "parallel/layout/micro_batch_plan.h"
 #include "parallel/layout/sum_tree.h"
+#include "proto/job_spec.h"
 #include "trainer/catalog/expert_state.h"
 #include "trainer/catalog/write_plan.h"
 #include "trainer/metrics/layer_routing.h"
@@ -287,6 +288,13 @@ class Sizer {
            logits * (kFloat + compute_bytes_);
   }
 
+  // Experts that a token takes of a layer with experts: all while a dense-to-sparse gate is dense.
+  double FanOut(int layer) const {
+    return spec_.recipe().router().select().has_dense_to_sparse()
+               ? in_.catalog->pool_experts(layer)
+               : in_.catalog->expected_active(layer);
+  }
+
   void AddActivations() {
     const ModelSpec& model = spec_.model();
     const int64_t tokens = MicroBatchTokens(), hidden = model.hidden();
@@ -297,15 +305,17 @@ class Sizer {
         // Attention, and the norm before the feed-forward.
         rank.activations += AttentionBytes(tokens) + tokens * compute_bytes_ * 2 * hidden;
       }
+      const MoeSpec& moe = model.moe();
       if (!in_.catalog->IsMoe(layer)) {
-        for (RankMemory& rank : size_.ranks) {
-          rank.activations += SwiGluBytes(tokens, model.dense_width());
-        }
+        // A layer whose experts are still one is dense, of that expert's width.
+        const int64_t width = IsMoeLayer(model, layer)
+                                  ? int64_t{moe.expert_width()} + moe.shared_width()
+                                  : int64_t{model.dense_width()};
+        for (RankMemory& rank : size_.ranks) rank.activations += SwiGluBytes(tokens, width);
         continue;
       }
-      const MoeSpec& moe = model.moe();
       const std::vector<double> shares = Shares(layer);
-      const double active = in_.catalog->expected_active(layer);
+      const double active = FanOut(layer);
       for (int r = 0; r < mesh_.size(); ++r) {
         // A round brings the micro-batches of the whole group.
         const auto received = static_cast<int64_t>(
@@ -352,9 +362,9 @@ class Sizer {
       if (sum == 0 || mesh_.expert_size() == 1) continue;
       for (int source = 0; source < mesh_.size(); ++source) {
         const int data = mesh_.place(source).data;
-        const auto pairs = static_cast<double>((plan_.end(data) - plan_.begin(data)) *
-                                               MicroBatchTokens()) *
-                           in_.catalog->expected_active(layer);
+        const auto pairs =
+            static_cast<double>((plan_.end(data) - plan_.begin(data)) * MicroBatchTokens()) *
+            FanOut(layer);
         // There and back, in forward and in backward.
         const double bytes =
             4 * pairs * static_cast<double>(spec_.model().hidden() * compute_bytes_);
@@ -435,22 +445,49 @@ class Sizer {
 
 JobSize SizeJob(const SizingInput& input) { return Sizer(input).Run(); }
 
-double ExpertShare(const JobSpec& spec, const ParameterCatalog& catalog) {
+namespace {
+
+// Multiplications of a step's forward pass.
+struct Products {
+  double expert = 0;  // of a (token, expert) pair
+  double other = 0;   // of a token, without its experts
+};
+
+Products ProductsOf(const JobSpec& spec, const ParameterCatalog& catalog) {
   const ModelSpec& model = spec.model();
-  if (!model.has_moe()) return 0;
-  double experts = 0;  // multiplications of a token
+  Products products;
   for (const ParameterSpec& parameter : catalog.parameters()) {
-    if (parameter.expert < 0) continue;
-    experts += static_cast<double>(parameter.elements()) *
-               std::min(1.0, catalog.expected_active(parameter.layer) / model.moe().experts());
+    if (parameter.expert < 0) products.other += static_cast<double>(parameter.elements());
   }
-  auto all = static_cast<double>(catalog.active_elements());
+  // Three matrices; all experts have one size.
+  products.expert = 3.0 * model.moe().expert_width() * model.hidden();
   // Rows of the embedding are looked up, not multiplied; a tied one is the head, too.
-  if (!model.tie_head()) all -= static_cast<double>(model.vocabulary()) * model.hidden();
+  if (!model.tie_head()) {
+    products.other -= static_cast<double>(model.vocabulary()) * model.hidden();
+  }
   // Scores and their products with values, each over half of the positions.
-  all += static_cast<double>(model.layers()) * model.heads() * model.head_width() *
-         model.sequence();
+  products.other +=
+      static_cast<double>(model.layers()) * model.heads() * model.head_width() * model.sequence();
+  return products;
+}
+
+}  // namespace
+
+double ExpertShare(const JobSpec& spec, const ParameterCatalog& catalog) {
+  if (!spec.model().has_moe()) return 0;
+  const Products products = ProductsOf(spec, catalog);
+  double experts = 0;
+  for (int layer = 0; layer < catalog.layers(); ++layer) {
+    if (catalog.IsMoe(layer)) experts += products.expert * catalog.expected_active(layer);
+  }
+  const double all = experts + products.other;
   return all > 0 ? experts / all : 0;
+}
+
+double StepOperations(const JobSpec& spec, const ParameterCatalog& catalog, double tokens,
+                      double pairs) {
+  const Products products = ProductsOf(spec, catalog);
+  return 6 * (tokens * products.other + pairs * products.expert);
 }
 
 }  // namespace moesaic

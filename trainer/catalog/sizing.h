@@ -2,7 +2,8 @@
 // with what runs really hold and send: weights, moments, gradients of fast mode, snapshots,
 // checkpoints and the traffic of gradients and weights are exact; the partial sums of reproducible
 // mode are an upper bound, activations an estimate, and traffic of tokens is an expectation over the
-// load.
+// load. With a dense-to-sparse gate both are those of its densest step, in which tokens take all
+// experts.
 #pragma once
 
 #include <cstdint>
@@ -79,5 +80,10 @@ JobSize SizeJob(const SizingInput& input);
 // Of the arithmetic of a step, what experts do: matrix products and attention scores, with experts
 // taking equally many tokens.
 double ExpertShare(const JobSpec& spec, const ParameterCatalog& catalog);
+
+// Additions and multiplications of a step of so many tokens, of which (token, expert) `pairs` reach an
+// expert: matrix products and attention scores, forward and twice that backward.
+double StepOperations(const JobSpec& spec, const ParameterCatalog& catalog, double tokens,
+                      double pairs);
 
 }  // namespace moesaic

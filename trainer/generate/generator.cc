@@ -136,7 +136,8 @@ absl::StatusOr<std::unique_ptr<Generator>> Generator::Open(const std::string& ch
   if (!step.ok()) return step.status();
   const auto manifest = ReadManifest(*step->folder);
   if (!manifest.ok()) return manifest.status();
-  auto catalog = ParameterCatalog::Build(manifest->spec());
+  auto catalog = ParameterCatalog::Build(manifest->spec(),
+                                         ExpertsAt(manifest->spec(), manifest->state().step()));
   if (!catalog.ok()) return catalog.status();
   auto words = OpenTokenizer(*step, tokenizer);
   if (!words.ok()) return words.status();

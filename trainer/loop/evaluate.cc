@@ -46,7 +46,8 @@ absl::StatusOr<Evaluation> Evaluate(const EvaluateRequest& request) {
     return absl::NotFoundError(absl::StrCat("[eval] the job of ", step->path,
                                             " names no validation data: give --data"));
   }
-  const auto catalog = ParameterCatalog::Build(spec);
+  const Experts which = ExpertsAt(spec, manifest->state().step());
+  const auto catalog = ParameterCatalog::Build(spec, which);
   if (!catalog.ok()) return catalog.status();
   std::vector<int> experts;
   for (int layer = 0; layer < catalog->layers(); ++layer) experts.push_back(catalog->experts(layer));
@@ -57,7 +58,8 @@ absl::StatusOr<Evaluation> Evaluate(const EvaluateRequest& request) {
                                   .mesh = mesh,
                                   .placement = ExpertPlacement::Even(mesh, experts),
                                   .rank = 0,
-                                  .world = world[0].get()});
+                                  .world = world[0].get(),
+                                  .experts = which});
   if (!trainer.ok()) return trainer.status();
   if (absl::Status status =
           RestoreWeights(step->path, {.catalog = &(*trainer)->catalog(),

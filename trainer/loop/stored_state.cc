@@ -212,8 +212,8 @@ class TieredRestore {
 
 }  // namespace
 
-std::vector<SnapshotObject> ObjectsToWrite(Trainer& trainer, std::span<const int> writers,
-                                           int rank) {
+std::vector<SnapshotObject> ObjectsToWrite(Trainer& trainer, int rank) {
+  const std::vector<int>& writers = trainer.checkpoint_writers();
   std::vector<SnapshotObject> objects;
   for (const ParameterId id : trainer.store().owned()) {
     if (writers[id] != rank) continue;
@@ -230,6 +230,17 @@ std::vector<SnapshotObject> ObjectsToWrite(Trainer& trainer, std::span<const int
     }
   }
   return objects;
+}
+
+absl::StatusOr<Experts> StoredExperts(const RestoreFrom& from, const JobSpec& spec) {
+  // Snapshots are of this very job; a step folder may be of one that spawned at another step.
+  const bool snapshots = from.sources.snapshots_size() > 0;
+  if (!from.sources.path().empty()) {
+    const auto opened = Open(from.sources.path());
+    if (opened.ok()) return ExpertsAt(opened->manifest.spec(), opened->manifest.state().step());
+    if (!snapshots) return opened.status();
+  }
+  return ExpertsAt(spec, snapshots ? from.sources.step() : 0);
 }
 
 absl::StatusOr<TrainingState> RestoreTraining(const std::string& folder, const JobSpec& spec,

@@ -15,10 +15,9 @@
 
 namespace moesaic {
 
-// What this rank contributes to a snapshot: masters and moments of the parameters that
-// `writers` (trainer/catalog/write_plan.h) gives to `rank`. Views of the trainer's memory.
-std::vector<SnapshotObject> ObjectsToWrite(Trainer& trainer, std::span<const int> writers,
-                                           int rank);
+// What this rank contributes to a snapshot: masters and moments of the parameters that the trainer's
+// checkpoint_writers() give to `rank`. Views of the trainer's memory.
+std::vector<SnapshotObject> ObjectsToWrite(Trainer& trainer, int rank);
 
 // Where a restore puts what this rank owns.
 struct RestoreInto {
@@ -41,6 +40,10 @@ struct RestoreFrom {
   WorkerIdentity asking;         // what agents of other nodes want to know
   SnapshotPeerFactory open_peer; // to those agents
 };
+
+// Whether what is stored there is of one expert a layer or of all (without a source: those of step
+// 0), so that a trainer can make room for it. DataLoss, NotFound: the step folder.
+absl::StatusOr<Experts> StoredExperts(const RestoreFrom& from, const JobSpec& spec);
 
 struct RestoredTraining {
   TrainingState state;

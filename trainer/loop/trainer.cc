@@ -13,15 +13,16 @@
 #include "parallel/expert/token_exchange.h"
 #include "parallel/layout/micro_batch_plan.h"
 #include "trainer/catalog/expert_state.h"
+#include "trainer/catalog/sizing.h"
 #include "trainer/data/batch_source.h"
 #include "trainer/loop/micro_batches.h"
-#include "trainer/loop/parameter_gradients.h"
+#include "trainer/loop/spawn.h"
 #include "trainer/loop/step_plan.h"
+#include "trainer/loop/trained_model.h"
 #include "trainer/model/initialise.h"
 #include "trainer/model/kernels/optimizer_kernels.h"
 #include "trainer/model/router/bias.h"
 #include "trainer/model/router/candidates.h"
-#include "trainer/model/transformer.h"
 #include "trainer/optim/lr_schedule.h"
 #include "trainer/optim/optimizer.h"
 
@@ -52,50 +53,34 @@ class TrainerImpl : public Trainer {
   TrainerImpl(TrainerInputs inputs, ParameterCatalog catalog, TrainingData data,
               ValidationData validation)
       : inputs_(std::move(inputs)),
-        catalog_(std::move(catalog)),
         data_(std::move(data)),
         validation_(std::move(validation)),
         optimizer_(MakeOptimizer(inputs_.spec.train().optimizer())),
         data_communicator_(inputs_.world->Split(inputs_.mesh.data_ranks(), "data")),
         expert_communicator_(SplitExpertGroups()),
         exchange_(*MakeTokenExchange("flat", expert_communicator_.get())),
-        store_(catalog_, inputs_.mesh, inputs_.placement,
-               {.rank = inputs_.rank, .compute = compute(), .moments = optimizer_->HasMoments()}),
-        transformer_({.spec = &inputs_.spec,
-                      .catalog = &catalog_,
-                      .recipe = RecipeAt(inputs_.spec, 0),
-                      .parallel = {.mesh = &inputs_.mesh,
-                                   .placement = &inputs_.placement,
-                                   .rank = inputs_.rank,
-                                   .exchange = exchange_.get()},
-                      .positions = 0}),
-        gradients_({.catalog = &catalog_,
-                    .mesh = &inputs_.mesh,
-                    .placement = &inputs_.placement,
-                    .data = data_communicator_.get(),
-                    .reproducible = inputs_.spec.train().reproducible()}) {
-    for (int layer = 0; layer < catalog_.layers(); ++layer) {
-      if (catalog_.IsMoe(layer)) moe_layers_.push_back(layer);
-    }
-  }
+        model_(std::make_unique<TrainedModel>(ModelInputs(), std::move(catalog))) {}
 
-  const ParameterCatalog& catalog() const override { return catalog_; }
-  ParameterStore& store() override { return store_; }
+  const ParameterCatalog& catalog() const override { return model_->catalog; }
+  ParameterStore& store() override { return model_->store; }
   TrainingState& state() override { return state_; }
-  at::Tensor Gradient(ParameterId id) const override { return gradients_.Reduced(id); }
-  int64_t gradient_bytes() const override { return gradients_.bytes(); }
+  const std::vector<int>& checkpoint_writers() const override { return model_->writers; }
+  at::Tensor Gradient(ParameterId id) const override { return model_->gradients.Reduced(id); }
+  int64_t gradient_bytes() const override { return model_->gradients.bytes(); }
 
   void InitialiseParameters() override {
-    for (const ParameterId id : store_.owned()) {
-      at::Tensor master = store_.master(id);
-      Initialise(catalog_[id], inputs_.spec.train().seed(), 0, master);
+    for (const ParameterId id : model_->store.owned()) {
+      at::Tensor master = model_->store.master(id);
+      Initialise(model_->catalog[id], inputs_.spec.train().seed(), 0, master);
     }
     PublishWeights();
   }
 
+  absl::Status Settle() override;
+
   void PublishWeights() override {
-    for (const ParameterId id : store_.owned()) store_.RefreshCompute(id);
-    gradients_.ShareWeights(store_);
+    for (const ParameterId id : model_->store.owned()) model_->store.RefreshCompute(id);
+    model_->gradients.ShareWeights(model_->store);
   }
 
   absl::StatusOr<StepOutcome> Step(const ControlWord& wish) override;
@@ -120,13 +105,15 @@ class TrainerImpl : public Trainer {
 
   int LargestPool() const {
     int experts = 0;
-    for (const int layer : moe_layers_) experts = std::max(experts, catalog_.pool_experts(layer));
+    for (const int layer : model_->moe_layers) {
+      experts = std::max(experts, model_->catalog.pool_experts(layer));
+    }
     return experts;
   }
   StepSums MakeSums(const StepPlan& step) const {
     return StepSums({.micro_batches = step.micro_batches(),
-                     .parameters = catalog_.size(),
-                     .layers = static_cast<int>(moe_layers_.size()),
+                     .parameters = model_->catalog.size(),
+                     .layers = static_cast<int>(model_->moe_layers.size()),
                      .experts = LargestPool()});
   }
 
@@ -170,19 +157,28 @@ class TrainerImpl : public Trainer {
   void RecordLoads(const StepSums& sums);
   StepMetrics Metrics(const StepSums& sums, int64_t targets, bool skipped) const;
   RoutingMetrics RoutingOf(const StepSums& sums, bool training) const;
+  RecipeMetrics RecipeOf(const StepSums& sums) const;
+
+  TrainedModelInputs ModelInputs() const {
+    return {.spec = &inputs_.spec,
+            .mesh = &inputs_.mesh,
+            .placement = &inputs_.placement,
+            .rank = inputs_.rank,
+            .data = data_communicator_.get(),
+            .exchange = exchange_.get(),
+            .compute = compute(),
+            .moments = optimizer_->HasMoments()};
+  }
 
   const TrainerInputs inputs_;
-  const ParameterCatalog catalog_;
   const TrainingData data_;
   const ValidationData validation_;
   const std::unique_ptr<Optimizer> optimizer_;
   const std::unique_ptr<Communicator> data_communicator_;
   const std::unique_ptr<Communicator> expert_communicator_;
   const std::unique_ptr<TokenExchange> exchange_;
-  ParameterStore store_;
-  Transformer transformer_;
-  ParameterGradients gradients_;
-  std::vector<int> moe_layers_;
+  std::unique_ptr<TrainedModel> model_;
+  std::vector<double> expert_cosines_;  // of the spawn
   TrainingState state_;
 };
 
@@ -205,15 +201,16 @@ absl::Status TrainerImpl::RunRounds(const StepPlan& step, StepSums& sums) {
       .loss_scale = targets > 0 ? 1.0 / static_cast<double>(targets) : 0.0,
       .aux_scale = 1.0 / static_cast<double>(step.micro_batches()),
       .profile = inputs_.profile};
-  gradients_.BeginStep({.micro_batches = step.micro_batches(), .rounds = PlanFor(step).rounds()});
+  model_->gradients.BeginStep(
+      {.micro_batches = step.micro_batches(), .rounds = PlanFor(step).rounds()});
   for (int64_t round = 0; round < PlanFor(step).rounds(); ++round) {
     auto batch = Load(step, round, [this](int64_t first, int64_t count) {
       return data_.Read(first, count);
     });
     if (!batch.ok()) return batch.status();
-    TransformerPass pass(transformer_, *batch, options, store_);
+    TransformerPass pass(model_->transformer, *batch, options, model_->store);
     pass.RunForward(WatchBlocks(batch->id, "forward"));
-    pass.RunBackward(gradients_, WatchBlocks(batch->id, "backward"));
+    pass.RunBackward(model_->gradients, WatchBlocks(batch->id, "backward"));
     Record(*batch, pass.scalars(), sums);
   }
   return absl::OkStatus();
@@ -221,11 +218,11 @@ absl::Status TrainerImpl::RunRounds(const StepPlan& step, StepSums& sums) {
 
 // Each parameter counts once: an expert at its primary, a dense one at a rank that its id chooses.
 void TrainerImpl::ContributeNorms(StepSums& sums) const {
-  for (const ParameterId id : store_.owned()) {
-    if (!catalog_[id].learnt) continue;
-    const bool dense = catalog_[id].expert < 0;
+  for (const ParameterId id : model_->store.owned()) {
+    if (!model_->catalog[id].learnt) continue;
+    const bool dense = model_->catalog[id].expert < 0;
     if (dense && id % inputs_.mesh.size() != data_coordinate()) continue;
-    sums.SetSquaredNorm(id, SquaredNorm(gradients_.Reduced(id)));
+    sums.SetSquaredNorm(id, SquaredNorm(model_->gradients.Reduced(id)));
   }
 }
 
@@ -235,37 +232,38 @@ void TrainerImpl::Update(double clip_factor) {
                                                  inputs_.spec.train().steps(), state_.step()),
       .gradient_scale = clip_factor,
       .update = state_.optimizer_updates() + 1};
-  for (const ParameterId id : store_.owned()) {
-    if (!catalog_[id].learnt) continue;
-    optimizer_->Update(catalog_[id], id, gradients_.Reduced(id), scalars, store_);
+  for (const ParameterId id : model_->store.owned()) {
+    if (!model_->catalog[id].learnt) continue;
+    optimizer_->Update(model_->catalog[id], id, model_->gradients.Reduced(id), scalars,
+                       model_->store);
   }
-  gradients_.ShareWeights(store_);
+  model_->gradients.ShareWeights(model_->store);
 }
 
 // Which experts of its pool a layer may choose in this step; undefined: all.
 at::Tensor TrainerImpl::Candidates(int layer) const {
   const SelectSpec& select = inputs_.spec.recipe().router().select();
   if (!select.has_candidates()) return {};
-  const int64_t own = catalog_.experts(layer);
+  const int64_t own = model_->catalog.experts(layer);
   return CandidateMask({.rule = &select.candidates(),
                         .seed = inputs_.spec.train().seed(),
                         .step = state_.step(),
                         .layer = layer,
-                        .own_begin = own * catalog_.PlaceInPool(layer),
+                        .own_begin = own * model_->catalog.PlaceInPool(layer),
                         .own = own,
-                        .experts = catalog_.pool_experts(layer)});
+                        .experts = model_->catalog.pool_experts(layer)});
 }
 
 // Counts are equal on all ranks, and so are the states.
 void TrainerImpl::MoveRouterStates(const StepSums& sums) {
   const BalanceSpec& balance = inputs_.spec.recipe().router().balance();
-  for (size_t i = 0; i < moe_layers_.size(); ++i) {
-    const int layer = moe_layers_[i];
-    const auto counts = sums.ExpertCounts(static_cast<int>(i), catalog_.pool_experts(layer));
+  for (size_t i = 0; i < model_->moe_layers.size(); ++i) {
+    const int layer = model_->moe_layers[i];
+    const auto counts = sums.ExpertCounts(static_cast<int>(i), model_->catalog.pool_experts(layer));
     const auto state_of = [&](const char* name) -> std::span<float> {
-      const ParameterId id = catalog_.Find(absl::StrCat("layers.", layer, ".moe.", name));
+      const ParameterId id = model_->catalog.Find(absl::StrCat("layers.", layer, ".moe.", name));
       if (id == kNoParameter) return {};
-      const at::Tensor master = store_.master(id);
+      const at::Tensor master = model_->store.master(id);
       return {master.mutable_data_ptr<float>(), static_cast<size_t>(master.numel())};
     };
     if (balance.has_bias()) {
@@ -283,18 +281,18 @@ void TrainerImpl::MoveRouterStates(const StepSums& sums) {
 
 // An expert's load is what all layers of its pool sent to it.
 void TrainerImpl::RecordLoads(const StepSums& sums) {
-  std::vector<std::vector<double>> loads(catalog_.layers());
-  for (size_t i = 0; i < moe_layers_.size(); ++i) {
-    const int layer = moe_layers_[i];
-    auto counts = sums.ExpertCounts(static_cast<int>(i), catalog_.pool_experts(layer));
-    for (const int owner : catalog_.PoolLayers(layer)) {
-      const int own = catalog_.experts(owner);
+  std::vector<std::vector<double>> loads(model_->catalog.layers());
+  for (size_t i = 0; i < model_->moe_layers.size(); ++i) {
+    const int layer = model_->moe_layers[i];
+    auto counts = sums.ExpertCounts(static_cast<int>(i), model_->catalog.pool_experts(layer));
+    for (const int owner : model_->catalog.PoolLayers(layer)) {
+      const int own = model_->catalog.experts(owner);
       loads[owner].resize(own);
       for (int e = 0; e < own; ++e) loads[owner][e] += counts[e];
       counts = counts.subspan(own);
     }
   }
-  for (const int layer : moe_layers_) RecordExpertCounts(layer, loads[layer], &state_);
+  for (const int layer : model_->moe_layers) RecordExpertCounts(layer, loads[layer], &state_);
 }
 
 StepMetrics TrainerImpl::Metrics(const StepSums& sums, int64_t targets, bool skipped) const {
@@ -308,9 +306,9 @@ StepMetrics TrainerImpl::Metrics(const StepSums& sums, int64_t targets, bool ski
                                     inputs_.spec.train().steps(), state_.step()));
   metrics.set_tokens(targets);
   metrics.set_skipped(skipped);
-  for (size_t i = 0; i < moe_layers_.size(); ++i) {
+  for (size_t i = 0; i < model_->moe_layers.size(); ++i) {
     const auto loads =
-        sums.ExpertCounts(static_cast<int>(i), catalog_.pool_experts(moe_layers_[i]));
+        sums.ExpertCounts(static_cast<int>(i), model_->catalog.pool_experts(model_->moe_layers[i]));
     const bool idle = std::ranges::all_of(loads, [](double load) { return load == 0; });
     metrics.add_expert_load_max_over_mean(idle ? 0 : 1 + MaxVio(loads));
   }
@@ -319,9 +317,9 @@ StepMetrics TrainerImpl::Metrics(const StepSums& sums, int64_t targets, bool ski
 
 RoutingMetrics TrainerImpl::RoutingOf(const StepSums& sums, bool training) const {
   RoutingMetrics metrics;
-  for (size_t i = 0; i < moe_layers_.size(); ++i) {
-    const int layer = moe_layers_[i];
-    const int pool = catalog_.pool_experts(layer);
+  for (size_t i = 0; i < model_->moe_layers.size(); ++i) {
+    const int layer = model_->moe_layers[i];
+    const int pool = model_->catalog.pool_experts(layer);
     const at::Tensor mask = training ? Candidates(layer) : at::Tensor();
     Add({.layer = layer, .candidates = mask.defined() ? mask.sum().item<int64_t>() : pool},
         sums.Routing(static_cast<int>(i), pool), metrics);
@@ -329,6 +327,48 @@ RoutingMetrics TrainerImpl::RoutingOf(const StepSums& sums, bool training) const
   const int64_t row_bytes = inputs_.spec.model().hidden() * at::elementSize(compute());
   metrics.wire_bytes = metrics.wire_rows * row_bytes * (training ? 4 : 2);
   return metrics;
+}
+
+RecipeMetrics TrainerImpl::RecipeOf(const StepSums& sums) const {
+  double pairs = 0;
+  for (size_t i = 0; i < model_->moe_layers.size(); ++i) {
+    const int experts = model_->catalog.pool_experts(model_->moe_layers[i]);
+    for (const double count : sums.ExpertCounts(static_cast<int>(i), experts)) pairs += count;
+  }
+  const double tokens =
+      static_cast<double>(inputs_.spec.train().global_batch()) * inputs_.spec.model().sequence();
+  RecipeMetrics metrics = {.flops = StepOperations(inputs_.spec, model_->catalog, tokens, pairs)};
+  const RecipePoint recipe = RecipeAt(inputs_.spec, state_.step());
+  if (recipe.phase == RecipePhase::kSteady) return metrics;
+  metrics.phase = RecipePhaseName(recipe.phase);
+  if (recipe.phase == RecipePhase::kDenseToSparse) metrics.temperature = recipe.temperature;
+  return metrics;
+}
+
+absl::Status TrainerImpl::Settle() {
+  const Experts wanted = ExpertsAt(inputs_.spec, state_.step());
+  if (wanted == model_->catalog.which()) return absl::OkStatus();
+  if (wanted == Experts::kOne) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("[spawn] at step ", state_.step(),
+                     " the checkpoint has all experts, and the job has one a "
+                     "layer until step ",
+                     inputs_.spec.recipe().experts().spawn().step(),
+                     ": give recipe.experts.spawn.step as it was"));
+  }
+  if (!inputs_.spec.recipe().experts().has_spawn()) {
+    return absl::FailedPreconditionError(
+        "[spawn] the checkpoint has one expert a layer, and the job does not say how to make more "
+        "of it: give recipe.experts.spawn");
+  }
+  auto catalog = ParameterCatalog::Build(inputs_.spec, wanted);
+  if (!catalog.ok()) return catalog.status();
+  const SpawnedFrom from = {&model_->catalog, &model_->store};
+  expert_cosines_ = ExpertCosines(inputs_.spec, from, *catalog, *data_communicator_);
+  auto spawned = std::make_unique<TrainedModel>(ModelInputs(), *std::move(catalog));
+  SpawnExperts(inputs_.spec, from, {&spawned->catalog, &spawned->store});
+  model_ = std::move(spawned);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<StepOutcome> TrainerImpl::Step(const ControlWord& wish) {
@@ -346,7 +386,7 @@ absl::StatusOr<StepOutcome> TrainerImpl::Step(const ControlWord& wish) {
   const auto reduce_begin = std::chrono::steady_clock::now();
   ProfiledScope scope(inputs_.profile, Part::kReduction);
   At(-1, "reduce");
-  gradients_.Reduce();
+  model_->gradients.Reduce();
   ContributeNorms(sums);
   if (inputs_.rank == 0) sums.SetControl(wish);
   sums.Reduce(*data_communicator_);
@@ -358,6 +398,7 @@ absl::StatusOr<StepOutcome> TrainerImpl::Step(const ControlWord& wish) {
   const double norm = sums.gradient_norm();
   const bool skipped = !std::isfinite(norm) || !std::isfinite(sums.loss_sum());
   outcome.metrics = Metrics(sums, targets, skipped);
+  outcome.recipe = RecipeOf(sums);
   outcome.routing = RoutingOf(sums, /*training=*/true);
   if (!skipped) {
     Update(ClipFactor(norm, inputs_.spec.train().clip_norm()));
@@ -374,6 +415,12 @@ absl::StatusOr<StepOutcome> TrainerImpl::Step(const ControlWord& wish) {
     state_.add_skipped_steps(state_.step());
   } else {
     state_.set_optimizer_updates(state_.optimizer_updates() + 1);
+  }
+  if (ExpertsAt(inputs_.spec, state_.step()) != model_->catalog.which()) {
+    At(-1, "spawn");
+    if (absl::Status status = Settle(); !status.ok()) return status;
+    PublishWeights();
+    outcome.recipe.expert_cosine = expert_cosines_;
   }
   outcome.control = sums.control();
   outcome.metrics.set_seconds(Seconds(begin));
@@ -395,13 +442,13 @@ absl::StatusOr<ValidationResult> TrainerImpl::Validate(uint64_t samples) {
                                .compute = compute(),
                                .note_best = true};
   StepSums sums = MakeSums(step);
-  BestExpertPairs pairs(moe_layers_, LargestPool());
+  BestExpertPairs pairs(model_->moe_layers, LargestPool());
   for (int64_t round = 0; round < PlanFor(step).rounds(); ++round) {
     auto batch = Load(step, round, [this](int64_t first, int64_t count) {
       return validation_.Read(first, count);
     });
     if (!batch.ok()) return batch.status();
-    TransformerPass pass(transformer_, *batch, options, store_);
+    TransformerPass pass(model_->transformer, *batch, options, model_->store);
     pass.RunForward(WatchBlocks(batch->id, "validate"));
     Record(*batch, pass.scalars(), sums);
     if (batch->id >= 0) pairs.Add(pass.scalars().routing);
@@ -429,7 +476,8 @@ absl::Status CheckMesh(const TrainerInputs& inputs) {
 
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(TrainerInputs inputs) {
   if (absl::Status status = CheckMesh(inputs); !status.ok()) return status;
-  auto catalog = ParameterCatalog::Build(inputs.spec);
+  auto catalog = ParameterCatalog::Build(
+      inputs.spec, inputs.experts.value_or(ExpertsAt(inputs.spec, /*step=*/0)));
   if (!catalog.ok()) return catalog.status();
   const SampleShape shape = {.sequence = inputs.spec.model().sequence(),
                              .vocabulary = inputs.spec.model().vocabulary(),

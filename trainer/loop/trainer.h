@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -34,6 +35,9 @@ struct TrainerInputs {
   // Told where the loop is, on its thread, a few times a micro-batch; may be empty.
   std::function<void(const LoopPlace&)> progress = {};
   Profile* profile = nullptr;    // where the time goes is noted here; may be null
+  // Of the parameters that it begins with. Unset: of step 0. A restore says what it has
+  // (StoredExperts), which may come from before a spawn that the job has earlier.
+  std::optional<Experts> experts = {};
 };
 
 // Seconds of this rank's step, by part.
@@ -45,6 +49,7 @@ struct StepTimes {
 
 struct StepOutcome {
   StepMetrics metrics;   // equal on every rank but `seconds`
+  RecipeMetrics recipe;    // equal on every rank
   RoutingMetrics routing;  // equal on every rank
   ControlWord control;   // what rank 0 wished, on every rank
   StepTimes times;
@@ -56,7 +61,10 @@ struct ValidationResult {
   ValidationRouting routing = {};
 };
 
-// Thread-compatible. Step, Validate and PublishWeights are collective.
+// Thread-compatible. Step, Validate, Settle and PublishWeights are collective.
+//
+// A step may end in other parameters (recipe.experts.spawn): catalog(), store() and
+// checkpoint_writers() are then others, and what they gave before is gone.
 class Trainer {
  public:
   // InvalidArgument: the job does not fit the mesh. NotFound, DataLoss: token files. Parameters are
@@ -68,9 +76,14 @@ class Trainer {
   virtual ParameterStore& store() = 0;
   // Mutable, so that a restore can set it.
   virtual TrainingState& state() = 0;
+  // Who writes which parameter (trainer/catalog/write_plan.h).
+  virtual const std::vector<int>& checkpoint_writers() const = 0;
 
   // Random masters by the catalogue's rule, and the compute weights of everything held.
   virtual void InitialiseParameters() = 0;
+  // After a restore: the parameters that the job has at state().step(). FailedPrecondition: what was
+  // restored cannot become them. PublishWeights has to follow.
+  virtual absl::Status Settle() = 0;
   // Compute weights of everything held, from the owners' masters (collective). After a restore.
   virtual void PublishWeights() = 0;
 
@@ -82,7 +95,8 @@ class Trainer {
   // the job has no validation data. The parameters and the state stay as they are.
   virtual absl::StatusOr<ValidationResult> Validate(uint64_t samples) = 0;
 
-  // Owned parameters, after a Step: the summed gradient before clipping. For tests and diagnosis.
+  // Owned parameters, after a Step (but one that ended in other parameters): the summed gradient
+  // before clipping. For tests and diagnosis.
   virtual at::Tensor Gradient(ParameterId id) const = 0;
   // The most memory that gradients have had at once on this rank. For tests and diagnosis.
   virtual int64_t gradient_bytes() const = 0;

@@ -15,7 +15,6 @@
 #include "base/log.h"
 #include "proto/job_spec.h"
 #include "trainer/catalog/expert_state.h"
-#include "trainer/catalog/write_plan.h"
 #include "trainer/checkpoint/snapshot.h"
 #include "trainer/loop/layout.h"
 #include "trainer/loop/snapshot_schedule.h"
@@ -108,7 +107,6 @@ class Generation {
   const int rank_;
   std::unique_ptr<Trainer> trainer_;
   std::unique_ptr<SnapshotTaker> snapshots_;
-  std::vector<int> writers_;  // of the checkpoint, by parameter
   std::unique_ptr<MetricsFile> metrics_;  // rank 0, as the next
   std::unique_ptr<TensorBoardFile> tensorboard_;
   absl::Time reported_ = absl::InfinitePast();
@@ -125,15 +123,18 @@ std::optional<WorkerResult> Generation::SetUp() {
   at::set_num_threads(threads());
   auto layout = LayoutOf(table_);
   if (!layout.ok()) return Ended(WorkerEnd::kFailed, layout.status());
+  auto experts = StoredExperts(WhereToRestoreFrom(), spec());
+  if (absl::IsDataLoss(experts.status())) return Ended(WorkerEnd::kBadCheckpoint, experts.status());
+  if (!experts.ok()) return FailedInput(experts.status());
   auto trainer = Trainer::Create({.spec = spec(),
                                   .mesh = layout->mesh,
                                   .placement = layout->placement,
                                   .rank = rank_,
                                   .world = inputs_.world,
-                                  .progress = [this](const LoopPlace& place) { Pass(place); }});
+                                  .progress = [this](const LoopPlace& place) { Pass(place); },
+                                  .experts = *experts});
   if (!trainer.ok()) return FailedInput(trainer.status());
   trainer_ = *std::move(trainer);
-  writers_ = CheckpointWriters(trainer_->catalog(), layout->mesh, layout->placement);
   snapshots_ = std::make_unique<SnapshotTaker>(
       inputs_.identity, static_cast<uint32_t>(table_.ranks_size()),
       table_.ranks(rank_).arena_path());
@@ -190,6 +191,7 @@ std::optional<WorkerResult> Generation::FillParameters() {
     }
     if (restored.ok()) {
       trainer_->state() = std::move(restored->state);
+      status = trainer_->Settle();
       LogInfo("restored step {} in {:.3f} s: {}", trainer_->state().step(),
               absl::ToDoubleSeconds(absl::Now() - began), restored->summary);
     }
@@ -240,7 +242,8 @@ WorkerResult Generation::Train() {
 
 std::optional<WorkerResult> Generation::FinishStep(StepOutcome outcome) {
   const uint64_t step = trainer_->state().step();
-  StepRecord record = {.routing = std::move(outcome.routing),
+  StepRecord record = {.recipe = std::move(outcome.recipe),
+                       .routing = std::move(outcome.routing),
                        .loads = LoadsAreDue(step, spec().train().steps())};
   if (ValidationIsDue(step)) {
     Report("validate");
@@ -286,8 +289,7 @@ absl::StatusOr<SnapshotReport> Generation::CopyState() {
         absl::StrCat("the snapshot before it was not persisted within ",
                      absl::FormatDuration(kBufferDeadline)));
   }
-  auto taken = snapshots_->Take(trainer_->state(), ObjectsToWrite(*trainer_, writers_, rank_),
-                                threads());
+  auto taken = snapshots_->Take(trainer_->state(), ObjectsToWrite(*trainer_, rank_), threads());
   if (!taken.ok()) return taken.status();
   return **taken;
 }

@@ -11,6 +11,20 @@ using Json = nlohmann::ordered_json;
 
 Json Number(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
 
+template <typename List>
+Json Numbers(const List& values) {
+  Json list = Json::array();
+  for (const double value : values) list.push_back(Number(value));
+  return list;
+}
+
+void AddRecipe(const RecipeMetrics& recipe, Json& line) {
+  line["flops"] = Number(recipe.flops);
+  if (!recipe.phase.empty()) line["phase"] = recipe.phase;
+  if (recipe.temperature) line["temperature"] = Number(*recipe.temperature);
+  if (!recipe.expert_cosine.empty()) line["expert_cosine"] = Numbers(recipe.expert_cosine);
+}
+
 Json ValidationJson(const ValidationRouting& validation) {
   Json json = RoutingJson(validation.routing, /*loads=*/true);
   Json& pairs = json["mutual_information"] = Json::array();
@@ -40,9 +54,8 @@ std::string MetricsLine(const StepRecord& record) {
   line["tokens"] = metrics.tokens();
   line["seconds"] = Number(metrics.seconds());
   line["tokens_per_second"] = Number(metrics.tokens_per_second());
-  Json loads = Json::array();
-  for (const double load : metrics.expert_load_max_over_mean()) loads.push_back(Number(load));
-  line["expert_load_max_over_mean"] = std::move(loads);
+  line["expert_load_max_over_mean"] = Numbers(metrics.expert_load_max_over_mean());
+  AddRecipe(record.recipe, line);
   if (metrics.has_validation_loss()) line["validation_loss"] = Number(metrics.validation_loss());
   if (metrics.has_snapshot_seconds()) line["snapshot_seconds"] = metrics.snapshot_seconds();
   if (metrics.skipped()) line["skipped"] = true;

@@ -12,6 +12,7 @@
 #include "proto/coordinator.pb.h"
 #include "trainer/metrics/append_file.h"
 #include "trainer/metrics/mutual_information.h"
+#include "trainer/metrics/recipe_metrics.h"
 #include "trainer/metrics/routing_metrics.h"
 
 namespace moesaic {
@@ -24,6 +25,7 @@ struct ValidationRouting {
 // All that is written of a step.
 struct StepRecord {
   StepMetrics step = {};
+  RecipeMetrics recipe = {};
   RoutingMetrics routing = {};  // without layers for a model without experts
   bool loads = false;      // whether its loads are written
   std::optional<ValidationRouting> validation = {};  // of a step that ended with a validation

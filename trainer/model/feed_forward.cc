@@ -7,7 +7,7 @@ namespace {
 
 struct DenseSaved : SavedForBackward {
   NormLayer::Saved norm;
-  SwiGluLayer::Saved dense;
+  std::vector<SwiGluLayer::Saved> parts;
 };
 
 struct MoeSaved : SavedForBackward {
@@ -17,12 +17,14 @@ struct MoeSaved : SavedForBackward {
 
 }  // namespace
 
-DenseBlock::DenseBlock(std::string name, NormLayer norm, SwiGluLayer dense)
-    : name_(std::move(name)), norm_(norm), dense_(dense) {}
+DenseBlock::DenseBlock(std::string name, NormLayer norm, std::vector<SwiGluLayer> parts)
+    : name_(std::move(name)), norm_(norm), parts_(std::move(parts)) {}
 
 std::vector<ParameterId> DenseBlock::parameters() const {
-  std::vector<ParameterId> ids = dense_.parameters();
-  ids.insert(ids.begin(), norm_.parameter());
+  std::vector<ParameterId> ids = {norm_.parameter()};
+  for (const SwiGluLayer& part : parts_) {
+    for (const ParameterId id : part.parameters()) ids.push_back(id);
+  }
   return ids;
 }
 
@@ -32,8 +34,11 @@ Bundle DenseBlock::Forward(const Bundle& in, PassContext& context) {
   ProfiledScope scope(context.options->profile, Part::kNorm);
   const at::Tensor normed = norm_.Forward(in.hidden, *context.weights, saved->norm);
   scope.Switch(Part::kExperts);
+  saved->parts.resize(parts_.size());
   Bundle out = in;
-  out.hidden = dense_.Forward(normed, *context.weights, saved->dense).add_(in.hidden);
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    out.hidden = parts_[i].Forward(normed, *context.weights, saved->parts[i]).add_(out.hidden);
+  }
   if (context.options->training) context.saved = std::move(saved);
   return out;
 }
@@ -43,7 +48,10 @@ Bundle DenseBlock::BackwardInput(const Bundle& grad_out, PassContext& context) {
   if (dout.size(0) == 0) return grad_out;
   auto& saved = static_cast<DenseSaved&>(*context.saved);
   ProfiledScope scope(context.options->profile, Part::kExperts);
-  const at::Tensor dnormed = dense_.BackwardInput(dout, *context.weights, saved.dense);
+  at::Tensor dnormed = parts_[0].BackwardInput(dout, *context.weights, saved.parts[0]);
+  for (size_t i = 1; i < parts_.size(); ++i) {
+    dnormed.add_(parts_[i].BackwardInput(dout, *context.weights, saved.parts[i]));
+  }
   scope.Switch(Part::kNorm);
   Bundle grad_in = grad_out;
   grad_in.hidden = norm_.BackwardInput(dnormed, dout, *context.weights, saved.norm);
@@ -55,7 +63,9 @@ void DenseBlock::BackwardWeight(PassContext& context, GradientSink& sink) {
   if (batch.sequences == 0) return;
   const auto& saved = static_cast<const DenseSaved&>(*context.saved);
   ProfiledScope scope(context.options->profile, Part::kExperts);
-  dense_.BackwardWeight(saved.dense, batch.id, sink);
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    parts_[i].BackwardWeight(saved.parts[i], batch.id, sink);
+  }
   scope.Switch(Part::kNorm);
   norm_.BackwardWeight(saved.norm, batch.id, sink);
 }

@@ -1,5 +1,5 @@
-// The second half of a transformer layer: x + f(norm(x)), with f one SwiGLU (DenseBlock) or a
-// mixture of experts (MoeBlock).
+// The second half of a transformer layer: x + f(norm(x)), with f the sum of SwiGLUs that all tokens
+// pass (DenseBlock; mostly one) or a mixture of experts (MoeBlock).
 #pragma once
 
 #include <string>
@@ -14,7 +14,8 @@ namespace moesaic {
 
 class DenseBlock : public Block {
  public:
-  DenseBlock(std::string name, NormLayer norm, SwiGluLayer dense);
+  // At least one part.
+  DenseBlock(std::string name, NormLayer norm, std::vector<SwiGluLayer> parts);
 
   const std::string& name() const override { return name_; }
   std::vector<ParameterId> parameters() const override;
@@ -25,7 +26,7 @@ class DenseBlock : public Block {
  private:
   std::string name_;
   NormLayer norm_;
-  SwiGluLayer dense_;
+  std::vector<SwiGluLayer> parts_;
 };
 
 class MoeBlock : public Block {

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "absl/strings/str_cat.h"
+#include "proto/job_spec.h"
 #include "trainer/model/feed_forward.h"
 
 namespace moesaic {
@@ -60,7 +61,8 @@ RouterConfig RouterOf(const TransformerInputs& in, int layer) {
           .seed = in.spec->train().seed(),
           .layer = layer,
           .own_begin = own * in.catalog->PlaceInPool(layer),
-          .own = own};
+          .own = own,
+          .schedule = in.recipe.schedule};
 }
 
 SwiGluLayer SwiGluOf(const ParameterCatalog& catalog, const std::string& prefix) {
@@ -102,11 +104,15 @@ std::unique_ptr<Block> Transformer::MakeFeedForward(const TransformerInputs& in,
   const ParameterCatalog& catalog = *in.catalog;
   const std::string prefix = absl::StrCat("layers.", layer, ".");
   const NormLayer norm(Need(catalog, prefix + "feed_forward_norm"), model.norm_epsilon());
-  if (!catalog.IsMoe(layer)) {
-    return std::make_unique<DenseBlock>(prefix + "dense", norm,
-                                        SwiGluOf(catalog, prefix + "dense."));
-  }
   const MoeSpec& moe = model.moe();
+  if (!catalog.IsMoe(layer)) {
+    const std::string name = prefix + (IsMoeLayer(model, layer) ? "moe.base" : "dense");
+    std::vector<SwiGluLayer> parts = {SwiGluOf(catalog, name + ".")};
+    if (IsMoeLayer(model, layer) && moe.shared_width() > 0) {
+      parts.push_back(SwiGluOf(catalog, prefix + "moe.shared."));
+    }
+    return std::make_unique<DenseBlock>(name, norm, std::move(parts));
+  }
   MoeConfig config;
   config.layer = layer;
   config.moe_index = moe_index;

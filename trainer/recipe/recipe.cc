@@ -4,6 +4,7 @@
 #include "absl/strings/str_join.h"
 #include "trainer/recipe/adaptive.h"
 #include "trainer/recipe/deepseek_moe.h"
+#include "trainer/recipe/evomoe.h"
 #include "trainer/recipe/rexmoe.h"
 #include "trainer/recipe/rmoe.h"
 #include "trainer/recipe/top_k.h"
@@ -21,6 +22,7 @@ constexpr Preset kPresets[] = {
     {"deepseek_moe", DeepSeekMoeRecipe},
     {"deepseek_v2", DeepSeekV2Recipe},
     {"deepseek_v3", DeepSeekV3Recipe},
+    {"evomoe", EvoMoeRecipe},
     {"rexmoe", ReXMoeRecipe},
     {"rmoe", RMoeRecipe},
     {"adamoe", AdaMoeRecipe},
@@ -95,9 +97,9 @@ std::vector<JobProblem> ApplyPreset(JobSpec* spec) {
   return ApplyExperts(spec);
 }
 
-RecipePoint RecipeAt(const JobSpec& spec, uint64_t /*step*/) {
-  // Every preset of the table has one phase and constant parts.
-  return {0, spec.recipe().router()};
+RecipePoint RecipeAt(const JobSpec& spec, uint64_t step) {
+  const RecipeSchedule schedule(spec.recipe());
+  return {schedule.PhaseAt(step), schedule.TemperatureAt(step), spec.recipe().router(), schedule};
 }
 
 }  // namespace moesaic

@@ -8,6 +8,7 @@
 
 #include "proto/job.pb.h"
 #include "proto/job_spec.h"
+#include "trainer/recipe/schedule.h"
 
 namespace moesaic {
 
@@ -20,10 +21,12 @@ std::vector<std::string> RecipePresets();
 // with these parts; empty: nothing.
 std::vector<JobProblem> ApplyPreset(JobSpec* spec);
 
-// What a recipe is at one step. Two steps with equal values may share one model.
+// What a recipe is at one step.
 struct RecipePoint {
-  int phase = 0;      // counts from 0; the parameters change only where it does
-  RouterSpec router;  // resolved
+  RecipePhase phase = RecipePhase::kSteady;
+  double temperature = 1;   // of a dense-to-sparse gate
+  RouterSpec router;        // resolved
+  RecipeSchedule schedule;  // and what it is at others
 };
 
 // `spec` must have passed ApplyPreset and ApplyDefaults.

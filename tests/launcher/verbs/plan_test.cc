@@ -122,6 +122,21 @@ TEST_F(PlanVerb, JsonHoldsEveryNumber) {
   EXPECT_NEAR(bytes["total"].get<double>(), bytes["between_nodes"].get<double>(), 0.01);
 }
 
+TEST_F(PlanVerb, SaysWhatAJobNeedsBeforeItsSpawn) {
+  EXPECT_FALSE(PlanJson({"--nodes", "2"}).contains("before_spawn"));
+  Write(std::string(kSmallJob) + "recipe: {experts: {spawn: {}}}\n" +
+        "elastic: {nodes: {min: 1, max: 8}}\n");
+  EXPECT_THAT(Plan({"--nodes", "2"}).out, HasSubstr("before     the spawn: at most "));
+  const Json plan = PlanJson({"--nodes", "2"});
+  const Json& before = plan["before_spawn"];
+  EXPECT_LT(before["checkpoint_bytes"], plan["checkpoint_bytes"]);
+  EXPECT_LT(before["node_most"], plan["node_memory"][0]["most"]);
+  EXPECT_LT(before["step_bytes"].get<double>(), plan["step_bytes"]["total"].get<double>());
+  const Json& rank = plan["rank_memory"][0];
+  EXPECT_GT(before["rank_at_spawn"],
+            rank["weights"].get<int64_t>() + rank["moments"].get<int64_t>());
+}
+
 TEST_F(PlanVerb, ARangeOfNodesIsATable) {
   Write(std::string(kSmallJob) + "elastic: {nodes: {min: 2, max: 3}}\n");
   const Outcome outcome = Plan({"--nodes", "1:5"});

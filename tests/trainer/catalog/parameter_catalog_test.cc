@@ -57,6 +57,35 @@ TEST(ParameterCatalog, ListsEveryParameterInOrder) {
   EXPECT_EQ(catalog->experts(1), 3);
 }
 
+// Before a spawn: neither router nor experts, and what it has is replicated.
+TEST(ParameterCatalog, BeforeTheSpawnALayerHasOneExpert) {
+  const JobSpec spec =
+      Job("recipe { experts { spawn { step: 7 } } router { state { width: 4 } "
+          "balance { bias { speed: 0.1 } } } } ");
+  EXPECT_EQ(ExpertsAt(spec, 6), Experts::kOne);
+  EXPECT_EQ(ExpertsAt(spec, 7), Experts::kAll);
+  EXPECT_EQ(ExpertsAt(Job(), 0), Experts::kAll);
+  const auto one = ParameterCatalog::Build(spec, Experts::kOne),
+             all = ParameterCatalog::Build(spec);
+  ASSERT_TRUE(one.ok() && all.ok());
+  EXPECT_THAT(Names(*one), ElementsAre("embedding", "layers.0.attention_norm",
+                                       "layers.0.attention.qkv", "layers.0.attention.output",
+                                       "layers.0.feed_forward_norm", "layers.0.dense.gate_up",
+                                       "layers.0.dense.down", "layers.1.attention_norm",
+                                       "layers.1.attention.qkv", "layers.1.attention.output",
+                                       "layers.1.feed_forward_norm", "layers.1.moe.base.gate_up",
+                                       "layers.1.moe.base.down", "layers.1.moe.shared.gate_up",
+                                       "layers.1.moe.shared.down", "norm", "head"));
+  EXPECT_FALSE(one->IsMoe(1));
+  EXPECT_EQ(one->experts(1), 0);
+  EXPECT_EQ(one->which(), Experts::kOne);
+  EXPECT_NE(one->Hash(), all->Hash());
+  const ParameterSpec& base = (*one)[one->Find("layers.1.moe.base.gate_up")];
+  EXPECT_EQ(base.expert, -1);
+  EXPECT_EQ(base.shape, (*all)[all->Find("layers.1.moe.experts.0.gate_up")].shape);
+  EXPECT_EQ(one->active_elements(), one->total_elements());
+}
+
 TEST(ParameterCatalog, ShapesKindsAndRules) {
   const auto catalog = ParameterCatalog::Build(Job());
   ASSERT_TRUE(catalog.ok());

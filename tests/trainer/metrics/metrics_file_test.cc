@@ -46,9 +46,21 @@ TEST(MetricsLine, HasTheDocumentedKeysInOrder) {
   for (const auto& [key, value] : line.items()) keys.push_back(key);
   EXPECT_EQ(keys, (std::vector<std::string>{"step", "generation", "loss", "aux_loss", "grad_norm",
                                             "lr", "tokens", "seconds", "tokens_per_second",
-                                            "expert_load_max_over_mean"}));
+                                            "expert_load_max_over_mean", "flops"}));
   EXPECT_EQ(line["step"], 5);
   EXPECT_EQ(line["expert_load_max_over_mean"].size(), 2u);
+}
+
+TEST(MetricsLine, ARecipeWithPhasesSaysWhereItStands) {
+  StepRecord record = Step(1);
+  EXPECT_FALSE(nlohmann::json::parse(MetricsLine(record)).contains("phase"));
+  record.recipe = {
+      .flops = 1e9, .phase = "dense_to_sparse", .temperature = 1.5, .expert_cosine = {0.75}};
+  const auto line = nlohmann::json::parse(MetricsLine(record));
+  EXPECT_EQ(line["phase"], "dense_to_sparse");
+  EXPECT_EQ(line["temperature"], 1.5);
+  EXPECT_EQ(line["flops"], 1e9);
+  EXPECT_EQ(line["expert_cosine"], nlohmann::json({0.75}));
 }
 
 TEST(MetricsLine, WritesNullForWhatIsNotFinite) {

@@ -114,8 +114,8 @@ MicroBatch NoMicroBatch(const JobSpec& spec) {
   return batch;
 }
 
-ParameterCatalog CatalogOf(const JobSpec& spec) {
-  auto catalog = ParameterCatalog::Build(spec);
+ParameterCatalog CatalogOf(const JobSpec& spec, Experts experts) {
+  auto catalog = ParameterCatalog::Build(spec, experts);
   TORCH_CHECK(catalog.ok(), catalog.status().ToString());
   return *std::move(catalog);
 }
@@ -126,9 +126,9 @@ std::vector<int> ExpertsByLayer(const ParameterCatalog& catalog) {
   return experts;
 }
 
-SingleRankModel::SingleRankModel(const JobSpec& spec, int64_t positions)
+SingleRankModel::SingleRankModel(const JobSpec& spec, int64_t positions, Experts experts)
     : spec_(spec),
-      catalog_(CatalogOf(spec)),
+      catalog_(CatalogOf(spec, experts)),
       mesh_(Mesh::Flat(1, 1)),
       placement_(ExpertPlacement::Even(mesh_, ExpertsByLayer(catalog_))),
       transformer_(std::make_unique<Transformer>(TransformerInputs{

@@ -59,7 +59,8 @@ MicroBatch NoMicroBatch(const JobSpec& spec);
 // A model whose experts are all on this one rank.
 class SingleRankModel {
  public:
-  explicit SingleRankModel(const JobSpec& spec, int64_t positions = 0);
+  explicit SingleRankModel(const JobSpec& spec, int64_t positions = 0,
+                           Experts experts = Experts::kAll);
   const ParameterCatalog& catalog() const { return catalog_; }
   const Transformer& transformer() const { return *transformer_; }
 
@@ -71,7 +72,7 @@ class SingleRankModel {
   std::unique_ptr<Transformer> transformer_;
 };
 
-ParameterCatalog CatalogOf(const JobSpec& spec);
+ParameterCatalog CatalogOf(const JobSpec& spec, Experts experts = Experts::kAll);
 // The number of experts of each layer.
 std::vector<int> ExpertsByLayer(const ParameterCatalog& catalog);
 

@@ -231,6 +231,13 @@ absl::StatusOr<ExportedModel> ExportFolder(FileSystem* files, const FolderExport
   absl::StatusOr<Manifest> manifest = ReadManifest(*step->folder);
   if (!manifest.ok()) return manifest.status();
   const JobSpec& spec = manifest->spec();
+  if (ExpertsAt(spec, manifest->state().step()) == Experts::kOne) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the checkpoint of step ", manifest->state().step(),
+                     " has one expert a layer: export one "
+                     "from step ",
+                     spec.recipe().experts().spawn().step(), " on"));
+  }
   absl::StatusOr<const Architecture*> architecture = ArchitectureOf(spec, request.as);
   if (!architecture.ok()) return architecture.status();
   absl::StatusOr<ParameterCatalog> catalog = ParameterCatalog::Build(spec);

@@ -137,10 +137,11 @@ absl::Status MergeReports(const CommitRequest& request, const StagingName& stagi
 }
 
 absl::StatusOr<Manifest> MakeManifest(const CommitRequest& request, const StagingName& staging) {
-  absl::StatusOr<ParameterCatalog> catalog = ParameterCatalog::Build(request.spec);
-  if (!catalog.ok()) return catalog.status();
   Manifest manifest;
   if (absl::Status merged = MergeReports(request, staging, &manifest); !merged.ok()) return merged;
+  absl::StatusOr<ParameterCatalog> catalog =
+      ParameterCatalog::Build(request.spec, ExpertsAt(request.spec, manifest.state().step()));
+  if (!catalog.ok()) return catalog.status();
   const std::vector<ExpectedObject> expected =
       ExpectedObjects(*catalog, request.spec, request.weights_only);
   if (absl::Status covered = ProveCoverage(expected, manifest.objects()); !covered.ok()) {

@@ -250,7 +250,8 @@ class StepVerifier {
   }
 
   void CheckObjects() {
-    absl::StatusOr<ParameterCatalog> catalog = ParameterCatalog::Build(manifest_.spec());
+    absl::StatusOr<ParameterCatalog> catalog = ParameterCatalog::Build(
+        manifest_.spec(), ExpertsAt(manifest_.spec(), manifest_.state().step()));
     if (!catalog.ok()) {
       found_.Add(absl::StrCat("the job in the manifest: ", catalog.status().message()));
       return;

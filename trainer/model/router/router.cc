@@ -7,6 +7,7 @@
 #include "trainer/catalog/random_stream.h"
 #include "trainer/model/router/candidates.h"
 #include "trainer/model/router/capacity.h"
+#include "trainer/model/router/gate.h"
 #include "trainer/model/router/weight.h"
 
 namespace moesaic {
@@ -38,6 +39,28 @@ Routing Router::Route(const RouteInputs& inputs) const {
   Routing routing;
   routing.scores = at::empty_like(logits);
   score_.forward(logits, routing.scores);
+  if (OpensGate(inputs)) {
+    ChooseByGate(inputs, routing);
+  } else {
+    Choose(inputs, routing);
+  }
+  routing.counts = CountByExpert(routing.selected, experts());
+  routing.weight = SelectedWeights(config_.rule.weight(), routing.scores, routing.selected);
+  routing.aux_loss = BalanceLoss(BalanceOf(inputs, routing));
+  routing.expert = routing.selected;
+  const bool limited = config_.rule.select().has_capacity_factor();
+  if (limited && inputs.training && !OpensGate(inputs)) {
+    routing.expert = routing.selected.clone();
+    routing.dropped = Drop(inputs, routing);
+  }
+  return routing;
+}
+
+bool Router::OpensGate(const RouteInputs& inputs) const {
+  return inputs.training && config_.schedule.PhaseAt(inputs.step) == RecipePhase::kDenseToSparse;
+}
+
+void Router::Choose(const RouteInputs& inputs, Routing& routing) const {
   routing.candidates = Candidates(inputs);
   routing.selected = Select(routing.scores, inputs.bias, routing.candidates);
   // What a bias does must not count as what the scores want (DeepSeek-V3, eq. 18).
@@ -46,15 +69,26 @@ Routing Router::Route(const RouteInputs& inputs) const {
           ? SelectTopK(WithoutOthers(routing.scores, routing.candidates), active())
           : routing.selected;
   if (config_.nulls > 0) TakeNulls(routing);
-  routing.counts = CountByExpert(routing.selected, experts());
-  routing.weight = SelectedWeights(config_.rule.weight(), routing.scores, routing.selected);
-  routing.aux_loss = BalanceLoss(BalanceOf(inputs, routing));
-  routing.expert = routing.selected;
-  if (config_.rule.select().has_capacity_factor() && inputs.training) {
-    routing.expert = routing.selected.clone();
-    routing.dropped = Drop(inputs, routing);
+}
+
+void Router::ChooseByGate(const RouteInputs& inputs, Routing& routing) const {
+  const DenseToSparseSpec& gate = config_.rule.select().dense_to_sparse();
+  const double temperature = config_.schedule.TemperatureAt(inputs.step);
+  const int64_t tokens = inputs.logits.size(0);
+  const int64_t length = inputs.sequences > 0 ? tokens / inputs.sequences : 0;
+  const at::Tensor probabilities =
+      GateProbabilities(inputs.logits, {.temperature = temperature,
+                                        .noise = gate.noise(),
+                                        .seed = config_.seed,
+                                        .step = inputs.step,
+                                        .layer = config_.layer,
+                                        .first_token = inputs.first_sample * length});
+  routing.selected = SelectAbove(probabilities, static_cast<float>(gate.threshold()));
+  routing.balanced = routing.selected;
+  if (gate.weights() == DenseToSparseSpec::NOISY) {
+    routing.scores = probabilities;
+    routing.logit_scale = 1 / temperature;
   }
-  return routing;
 }
 
 // Null experts leave what is computed, and stay in what is balanced.
@@ -119,6 +153,7 @@ BalanceInputs Router::BalanceOf(const RouteInputs& inputs, const Routing& routin
                            .group_limit = groups_.limit,
                            .nulls = config_.nulls,
                            .candidates = routing.candidates,
+                           .fan_out = OpensGate(inputs) ? 1.0 : 0.0,
                            .load = inputs.load};
   if (rule.has_groups() && rule.groups() != groups_.groups) {
     balance.groups = balance.group_limit = rule.groups();
@@ -142,6 +177,7 @@ at::Tensor Router::Backward(const RouteInputs& inputs, const Routing& routing,
   BalanceLossBackward(balance, aux_scale, dscores, z_gradient);
   at::Tensor dlogits = at::empty_like(routing.scores);
   score_.backward(routing.scores, dscores, dlogits);
+  if (routing.logit_scale != 1) dlogits.mul_(routing.logit_scale);
   return dlogits.add_(z_gradient);
 }
 

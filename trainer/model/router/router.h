@@ -1,6 +1,11 @@
 // Router: logits -> Routing, by orthogonal parts: score, select, capacity, weight, balance. All fp32,
 // over one logical micro-batch, whatever precision and layout the model runs in. Gradient flows
-// through the weights and the auxiliary losses; what was selected and counted is a constant.
+// through the weights and the auxiliary losses; what was selected, counted and drawn is a constant.
+//
+// With a dense-to-sparse gate, in training and in that phase: g, the gate's probabilities (gate.h),
+// select every expert above the threshold; g or softmax(z) weigh, and in the balance loss each expert
+// that a token takes counts whole (K = 1), so that the loss is E times its coefficient, and without
+// gradient, while all are taken, and Switch's when one is.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,6 +19,7 @@
 #include "trainer/model/router/routing.h"
 #include "trainer/model/router/score.h"
 #include "trainer/model/router/select.h"
+#include "trainer/recipe/schedule.h"
 
 namespace moesaic {
 
@@ -40,6 +46,7 @@ struct RouterConfig {
   // The layer's own experts in the pool.
   int64_t own_begin = 0;
   int64_t own = 0;        // 0: all
+  RecipeSchedule schedule = {};  // of the recipe that `rule` is of
 };
 
 // Immutable; thread-safe.
@@ -66,6 +73,11 @@ class Router {
                       double aux_scale, std::span<const double> pool_prices = {}) const;
 
  private:
+  // Whether tokens take the experts that are above a threshold.
+  bool OpensGate(const RouteInputs& inputs) const;
+  // Scores and what they select.
+  void Choose(const RouteInputs& inputs, Routing& routing) const;
+  void ChooseByGate(const RouteInputs& inputs, Routing& routing) const;
   // bool [experts]; undefined: all.
   at::Tensor Candidates(const RouteInputs& inputs) const;
   at::Tensor Select(const at::Tensor& scores, const at::Tensor& bias,

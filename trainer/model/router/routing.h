@@ -16,7 +16,9 @@ struct Routing {
   at::Tensor expert;  // int64 [n, K]
   at::Tensor weight;  // fp32 [n, K]
 
-  at::Tensor scores;    // fp32 [n, E], and m more columns where there are m null experts
+  // fp32 [n, E]: what weighs and what is balanced; m more columns where there are m null experts.
+  at::Tensor scores;
+  double logit_scale = 1;  // of the logits in `scores`: not 1 where a gate has a temperature
   at::Tensor candidates;  // bool [E]: experts that could be chosen; undefined: all
   at::Tensor selected;  // int64 [n, K]: `expert` before any drop
   // int64 [n, K]: what the balance losses count; mostly `selected` itself. Null experts count here

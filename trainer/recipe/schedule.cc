@@ -1,0 +1,47 @@
+#include "trainer/recipe/schedule.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace moesaic {
+
+const char* RecipePhaseName(RecipePhase phase) {
+  switch (phase) {
+    case RecipePhase::kSteady:
+      return "steady";
+    case RecipePhase::kOneExpert:
+      return "one_expert";
+    case RecipePhase::kDenseToSparse:
+      return "dense_to_sparse";
+    case RecipePhase::kTopOne:
+      return "top_1";
+  }
+  return "?";
+}
+
+RecipeSchedule::RecipeSchedule(const RecipeSpec& recipe) {
+  if (recipe.experts().has_spawn()) spawn_step_ = recipe.experts().spawn().step();
+  const SelectSpec& select = recipe.router().select();
+  if (select.has_dense_to_sparse()) gate_ = select.dense_to_sparse();
+}
+
+RecipePhase RecipeSchedule::PhaseAt(uint64_t step) const {
+  if (step < spawn_step_) return RecipePhase::kOneExpert;
+  if (!gate_) return RecipePhase::kSteady;
+  return step < gate_->hard_step() ? RecipePhase::kDenseToSparse : RecipePhase::kTopOne;
+}
+
+double RecipeSchedule::TemperatureAt(uint64_t step) const {
+  if (!gate_) return 1;
+  const double first = gate_->temperature(), last = gate_->final_temperature();
+  if (step <= spawn_step_) return first;
+  const double share =
+      static_cast<double>(step - spawn_step_) / static_cast<double>(gate_->decay_steps());
+  if (share >= 1) return last;
+  const double now = gate_->schedule() == DenseToSparseSpec::LINEAR
+                         ? first - share * (first - last)
+                         : first * std::pow(last / first, share);
+  return std::max(now, last);
+}
+
+}  // namespace moesaic
