@@ -195,13 +195,15 @@ TEST_F(Placements, APlacementThatChangesAtAResumeChangesNoBit) {
       &second);
   RunResult joined = third;
   joined.losses = joined.norms = joined.aux_losses = {};
+  joined.routing = {};
   for (const RunResult& part : {first, second, third}) {
-    const auto append = [](std::vector<double>& to, const std::vector<double>& more) {
+    const auto append = [](auto& to, const auto& more) {
       to.insert(to.end(), more.begin(), more.end());
     };
     append(joined.losses, part.losses);
     append(joined.norms, part.norms);
     append(joined.aux_losses, part.aux_losses);
+    append(joined.routing, part.routing);
   }
   ExpectSameBits(whole, joined);
 }

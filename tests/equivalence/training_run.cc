@@ -164,7 +164,7 @@ RunResult TrainAsRank(const JobSpec& spec, const RunLayout& layout, int steps, C
   }
   const ValidationResult validation = (*trainer)->Validate(0).value();
   result.validation_loss = validation.loss;
-  result.routing.push_back(TextOf(validation.routing));
+  result.validation_routing = TextOf(validation.routing);
   Collect(**trainer, result);
   return result;
 }
@@ -183,6 +183,7 @@ RunResult TrainInProcess(const JobSpec& spec, const RunLayout& layout, int steps
       all.steps = mine.steps;
       all.validation_loss = mine.validation_loss;
       all.routing = mine.routing;
+      all.validation_routing = mine.validation_routing;
       all.state = mine.state;
     }
     // Where several ranks own a dense parameter, all must have the same bits.
@@ -203,6 +204,7 @@ void ExpectSameBits(const RunResult& a, const RunResult& b) {
   EXPECT_EQ(a.norms, b.norms);
   EXPECT_EQ(a.validation_loss, b.validation_loss);
   EXPECT_EQ(a.routing, b.routing);
+  EXPECT_EQ(a.validation_routing, b.validation_routing);
   EXPECT_EQ(a.state.SerializeAsString(), b.state.SerializeAsString());
   const auto expect_equal = [](const std::map<std::string, at::Tensor>& all,
                                const std::map<std::string, at::Tensor>& others, const char* what) {

@@ -21,8 +21,9 @@ struct RunResult {
   std::vector<double> norms;
   std::vector<StepOutcome> steps;  // as rank 0 saw them
   double validation_loss = 0;
-  // Routing metrics by step and of the validation, as JSON, without what depends on the layout.
+  // Routing metrics as JSON, without what depends on the layout: by step, and of the validation.
   std::vector<std::string> routing;
+  std::string validation_routing;
   // By parameter name, from its owner: the last step's gradient and the weights after it.
   std::map<std::string, at::Tensor> gradients;
   std::map<std::string, at::Tensor> weights;
