@@ -15,9 +15,10 @@ ARROWS = {
     "proto": ["base"],
     "parallel/layout": ["base"],
     "parallel": ["base", "parallel"],
-    "trainer/catalog": ["base", "proto", "parallel/layout"],
+    "trainer/catalog": ["base", "proto", "parallel/layout", "trainer/recipe", "trainer/metrics"],
     "trainer/data": ["base", "proto"],
-    "trainer/recipe": ["base", "proto", "trainer/catalog"],
+    "trainer/metrics": ["base", "proto"],
+    "trainer/recipe": ["base", "proto"],
     "trainer/checkpoint/format": ["base", "proto", "trainer/catalog"],
     "trainer/checkpoint/convert": ["base", "proto", "trainer/catalog", "trainer/checkpoint/format"],
     # The trainer knows the cluster through two headers of its client.
@@ -34,8 +35,8 @@ ARROWS = {
 }
 
 # Pure folders: no tensors, no MPI, no gRPC.
-PURE = ["base", "proto", "parallel/layout", "trainer/catalog", "trainer/data", "trainer/recipe",
-        "trainer/checkpoint/format", "trainer/checkpoint/convert", "scheduler/state"]
+PURE = ["base", "proto", "parallel/layout", "trainer/catalog", "trainer/data", "trainer/metrics",
+        "trainer/recipe", "trainer/checkpoint/format", "trainer/checkpoint/convert", "scheduler/state"]
 IMPURE_INCLUDE = re.compile(r"^(ATen/|c10/|torch/|mpi\.h|grpcpp/|grpc/|.*\.grpc\.pb\.h)")
 INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', re.M)
 
