@@ -6,7 +6,7 @@ import os
 from harness import EndToEndTest, Job, main
 
 STEP_KEYS = ["step", "generation", "loss", "aux_loss", "grad_norm", "lr", "tokens", "seconds",
-             "tokens_per_second", "expert_load_max_over_mean"]
+             "tokens_per_second", "expert_load_max_over_mean", "flops"]
 SUMMARY_KEYS = ["job", "state", "generation", "step", "loss", "validation_loss", "perplexity", "tokens",
                 "seconds", "tokens_per_second", "checkpoint", "restarts"]
 
