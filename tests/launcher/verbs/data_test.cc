@@ -8,7 +8,7 @@
 #include <sstream>
 
 #include "launcher/verbs/byte_progress.h"
-#include "launcher/verbs/verb_list.h"
+#include "tests/launcher/verbs/run_moesaic.h"
 #include "tests/trainer/data/corpus_files.h"
 
 namespace moesaic {
@@ -17,21 +17,6 @@ namespace {
 using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
-
-struct Outcome {
-  int exit_code;
-  std::string out;
-  std::string err;
-};
-
-Outcome RunMoesaic(std::vector<std::string> arguments) {
-  std::ostringstream out;
-  std::ostringstream err;
-  VerbContext context{
-      .out = out, .err = err, .environment = {}, .program_path = "", .vocabulary_of = {}};
-  const int exit_code = RunProgram(std::move(arguments), context);
-  return {exit_code, out.str(), err.str()};
-}
 
 class DataVerbs : public ::testing::Test {
  protected:

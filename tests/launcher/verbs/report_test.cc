@@ -10,7 +10,7 @@
 #include <sstream>
 
 #include "launcher/report/svg_plot.h"
-#include "launcher/verbs/verb_list.h"
+#include "tests/launcher/verbs/run_moesaic.h"
 #include "trainer/metrics/metrics_file.h"
 
 namespace moesaic {
@@ -18,21 +18,6 @@ namespace {
 
 using ::testing::HasSubstr;
 using ::testing::Not;
-
-struct Outcome {
-  int exit_code;
-  std::string out;
-  std::string err;
-};
-
-Outcome RunMoesaic(std::vector<std::string> arguments) {
-  std::ostringstream out;
-  std::ostringstream err;
-  VerbContext context{
-      .out = out, .err = err, .environment = {}, .program_path = "", .vocabulary_of = {}};
-  const int exit_code = RunProgram(std::move(arguments), context);
-  return {exit_code, out.str(), err.str()};
-}
 
 StepRecord Record(uint64_t step, double loss) {
   StepRecord record;

@@ -14,10 +14,10 @@
 //     j, D groups of which a token may use M   (DeepSeek-V2, eq. 29-31)
 //   entropy: b * mean over tokens of -sum_i p_i log p_i            (Huang et al., arXiv 2403.07652)
 //   z-loss:  c * mean over tokens of logsumexp(logits)^2               (Zoph et al., ST-MoE, 2022)
-//
-//   pool:    beta * sum_e f_e P_e over the experts of a pool that r layers share, with the counts of all r
-//     layers and the mean of p over their tokens: so that no expert is starved by all layers at once
-//     (ReXMoE, section 3.3, "physical level"). Over the logical micro-batch, whatever the scope.
+//   pool:    beta * sum_e f_e P_e over the experts of a pool that r layers share, with the counts of
+//     all r layers and the mean of p over their tokens, so that no expert is starved by all layers at
+//     once (the "physical level" of experts that layers share). Over the logical micro-batch, whatever
+//     the scope.
 //
 // Each but the entropy and the z-loss is its coefficient at perfect balance, and linear in p: together
 // they are one price an expert that every token of a part pays.
