@@ -123,6 +123,31 @@ TEST(RMoe, RMOE1_TheCellIsTheLibrarys) {
   }
 }
 
+TEST(RMoe, NoStateIsAStateOfZeros) {
+  const JobSpec spec = Job();
+  const ParameterCatalog catalog = CatalogOf(spec);
+  const auto weights = RandomWeights(catalog, 5);
+  FixedWeights source(catalog, weights);
+  const GruCell cell(
+      {catalog.Find("router_cell.input_weight"), catalog.Find("router_cell.hidden_weight"),
+       catalog.Find("router_cell.input_bias"), catalog.Find("router_cell.hidden_bias")});
+  const at::Tensor u = Random({kTokens, kWidth}, 1), dout = Random({kTokens, kWidth}, 3);
+  const auto run = [&](const at::Tensor& h, LeafSink& sink) {
+    GruCell::Saved saved;
+    const at::Tensor out = cell.Forward(u, h, source, saved);
+    const auto gradients = cell.BackwardInput(dout, source, saved);
+    EXPECT_EQ(gradients.dh.defined(), h.defined());
+    cell.BackwardWeight(saved, 0, 0, sink);
+    return std::vector<at::Tensor>{out, gradients.du};
+  };
+  LeafSink without(catalog), with(catalog);
+  const auto none = run({}, without), zeros = run(at::zeros_like(u), with);
+  for (size_t i = 0; i < none.size(); ++i) EXPECT_TRUE(at::equal(none[i], zeros[i])) << i;
+  for (const ParameterId id : cell.parameters()) {
+    EXPECT_TRUE(at::equal(without.Sum(id), with.Sum(id))) << catalog[id].name;
+  }
+}
+
 TEST(RMoe, RMOE2_TokensDoNotSeeEachOther) {
   Routers routers;
   const auto together = routers.Run();

@@ -39,6 +39,26 @@ struct HeadRows {
   const float* sin = nullptr;
 };
 
+// A step of a gated recurrent unit (trainer/model/router/gru_cell.h), p wide. No h: it is 0.
+struct GruRows {
+  const float* input = nullptr;        // [rows, 3 p]: W_i u
+  const float* hidden = nullptr;       // [rows, 3 p]: W_h h; null when there is no h
+  const float* input_bias = nullptr;   // [3 p]
+  const float* hidden_bias = nullptr;  // [3 p]
+  const float* before = nullptr;       // [rows, p]: h; may be null
+  float* gates = nullptr;              // [rows, 4 p]: r, z, n, and W_hn h + b_hn
+  float* after = nullptr;              // [rows, p]: h'
+};
+
+struct GruGradientRows {
+  const float* dafter = nullptr;  // [rows, p]
+  const float* before = nullptr;  // [rows, p]; may be null, dbefore is then not written
+  const float* gates = nullptr;   // [rows, 4 p], of the step
+  float* dinput = nullptr;        // [rows, 3 p]: at W_i u + b_i
+  float* dhidden = nullptr;       // [rows, 3 p]: at W_h h + b_h
+  float* dbefore = nullptr;       // [rows, p]: at h, through z h alone
+};
+
 // T: float or Bf16.
 template <class T>
 struct RowKernels {
@@ -97,6 +117,8 @@ struct FloatKernels {
   void (*scaled_softmax)(float* logits, float log_sum_exp, float scale, int64_t n);
   double (*sum_squares)(const float* x, int64_t n);
   bool (*all_finite)(const float* x, int64_t n);
+  void (*gru)(GruRows step, int64_t rows, int64_t width);
+  void (*gru_backward)(GruGradientRows step, int64_t rows, int64_t width);
 };
 
 struct RowKernelTable {

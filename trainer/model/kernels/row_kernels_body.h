@@ -351,6 +351,66 @@ bool AllFinite(const float* x, int64_t n) {
   return SumLanes(sum) == 0.0f;
 }
 
+MOESAIC_INLINE VecF Tanh(VecF x) { return MulAdd(Splat(2.0f), Sigmoid(x + x), Splat(-1.0f)); }
+
+template <class Lanes>
+MOESAIC_INLINE VecF LoadOrZero(const float* row, int64_t c, Lanes lanes) {
+  return row == nullptr ? VecF{} : Load(row + c, lanes);
+}
+
+MOESAIC_INLINE const float* RowOrNull(const float* rows, int64_t i, int64_t width) {
+  return rows == nullptr ? nullptr : rows + i * width;
+}
+
+void GruStepRows(GruRows step, int64_t rows, int64_t p) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const float *input = step.input + i * 3 * p, *hidden = RowOrNull(step.hidden, i, 3 * p);
+    const float* before = RowOrNull(step.before, i, p);
+    float *gates = step.gates + i * 4 * p, *after = step.after + i * p;
+    ForEachVector(p, [&](int64_t c, auto lanes) {
+      const auto from_u = [&](int64_t at) {
+        return Load(input + at, lanes) + Load(step.input_bias + at, lanes);
+      };
+      const auto from_h = [&](int64_t at) {
+        return LoadOrZero(hidden, at, lanes) + Load(step.hidden_bias + at, lanes);
+      };
+      const VecF r = Sigmoid(from_u(c) + from_h(c));
+      const VecF z = Sigmoid(from_u(p + c) + from_h(p + c));
+      const VecF q = from_h(2 * p + c);
+      const VecF n = Tanh(MulAdd(r, q, from_u(2 * p + c)));
+      Store(gates + c, r, lanes);
+      Store(gates + p + c, z, lanes);
+      Store(gates + 2 * p + c, n, lanes);
+      Store(gates + 3 * p + c, q, lanes);
+      Store(after + c, MulAdd(z, LoadOrZero(before, c, lanes) - n, n), lanes);
+    });
+  }
+}
+
+// dn = d (1 - z) (1 - n^2), dr = dn q r (1 - r), dz = d (h - n) z (1 - z).
+void GruStepBackwardRows(GruGradientRows step, int64_t rows, int64_t p) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const float *dafter = step.dafter + i * p, *gates = step.gates + i * 4 * p;
+    const float* before = RowOrNull(step.before, i, p);
+    float *dinput = step.dinput + i * 3 * p, *dhidden = step.dhidden + i * 3 * p;
+    ForEachVector(p, [&](int64_t c, auto lanes) {
+      const VecF d = Load(dafter + c, lanes);
+      const VecF r = Load(gates + c, lanes), z = Load(gates + p + c, lanes);
+      const VecF n = Load(gates + 2 * p + c, lanes), q = Load(gates + 3 * p + c, lanes);
+      const VecF dn = d * (1.0f - z) * (1.0f - n * n);
+      const VecF dr = dn * q * r * (1.0f - r);
+      const VecF dz = d * (LoadOrZero(before, c, lanes) - n) * z * (1.0f - z);
+      Store(dinput + c, dr, lanes);
+      Store(dinput + p + c, dz, lanes);
+      Store(dinput + 2 * p + c, dn, lanes);
+      Store(dhidden + c, dr, lanes);
+      Store(dhidden + p + c, dz, lanes);
+      Store(dhidden + 2 * p + c, dn * r, lanes);
+      if (before != nullptr) Store(step.dbefore + i * p + c, d * z, lanes);
+    });
+  }
+}
+
 template <class T>
 constexpr RowKernels<T> MakeRowKernels() {
   return {RmsNormRows<T>,  RmsNormBackwardInputRows<T>, RmsNormBackwardWeightColumns<T>,
@@ -364,7 +424,7 @@ constexpr RowKernels<T> MakeRowKernels() {
 constexpr RowKernelTable MakeRowKernelTable() {
   return {MakeRowKernels<float>(),
           MakeRowKernels<Bf16>(),
-          {LogSumExp, ScaledSoftmax, SumSquares, AllFinite}};
+          {LogSumExp, ScaledSoftmax, SumSquares, AllFinite, GruStepRows, GruStepBackwardRows}};
 }
 
 }  // namespace

@@ -30,7 +30,7 @@ class GruCell {
 
   struct Saved {
     at::Tensor u;       // [n, p]
-    at::Tensor h;       // [n, p], before the step
+    at::Tensor h;       // [n, p], before the step; undefined: zeros
     at::Tensor gates;   // [n, 4 p]: r, z, n, and W_hn h + b_hn
     at::Tensor dinput;  // [n, 3 p]: gradient at W_i u + b_i; from BackwardInput on
     at::Tensor dhidden; // [n, 3 p]: at W_h h + b_h
@@ -38,13 +38,13 @@ class GruCell {
 
   std::vector<ParameterId> parameters() const;
 
-  // u, h [n, p] -> h' [n, p].
+  // u, h [n, p] -> h' [n, p]. An undefined h is zeros, and saves the products with them.
   at::Tensor Forward(const at::Tensor& u, const at::Tensor& h, WeightSource& weights,
                      Saved& saved) const;
 
   struct InputGradients {
     at::Tensor du;  // [n, p]
-    at::Tensor dh;  // [n, p]
+    at::Tensor dh;  // [n, p]; undefined where h was
   };
   InputGradients BackwardInput(const at::Tensor& dout, WeightSource& weights, Saved& saved) const;
   // Reports the leaf `use` of each parameter.

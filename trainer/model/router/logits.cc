@@ -23,7 +23,7 @@ RouterLogits::Output RouterLogits::Forward(const at::Tensor& x, const at::Tensor
     const at::Tensor u = Linear(saved.x, weights.Lease(config_.recurrent->projection));
     const bool carried = state.defined() && config_.recurrent->mode != NOT_PASSED;
     saved.h = GruCell(config_.recurrent->cell)
-                  .Forward(u, carried ? state : at::zeros_like(u), weights, saved.cell);
+                  .Forward(u, carried ? state : at::Tensor(), weights, saved.cell);
     out.state = saved.h;
   }
   out.logits = Linear(saved.h, weights.Lease(config_.weight));

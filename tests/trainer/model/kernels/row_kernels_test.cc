@@ -43,6 +43,33 @@ TEST(RowKernels, EveryLevelRoundsToBf16AsAten) {
   }
 }
 
+// A width with a tail, with a state and without one.
+TEST(RowKernels, EveryLevelStepsAGatedUnitAsTheLibrary) {
+  at::manual_seed(15);
+  constexpr int64_t kRows = 3, kWidth = 21;
+  const at::Tensor u = at::randn({kRows, kWidth}), w_i = at::randn({3 * kWidth, kWidth});
+  const at::Tensor w_h = at::randn({3 * kWidth, kWidth});
+  const at::Tensor b_i = at::randn({3 * kWidth}), b_h = at::randn({3 * kWidth});
+  const at::Tensor input = at::matmul(u, w_i.t());
+  for (const at::Tensor& h : {at::randn({kRows, kWidth}), at::zeros({kRows, kWidth})}) {
+    const at::Tensor hidden = at::matmul(h, w_h.t());
+    const bool has_state = h.any().item<bool>();
+    const at::Tensor want = at::gru_cell(u, h, w_i, w_h, b_i, b_h);
+    for (const RowKernelTable* table : Tables()) {
+      at::Tensor gates = at::empty({kRows, 4 * kWidth}), after = at::empty_like(h);
+      table->floats.gru({.input = input.data_ptr<float>(),
+                         .hidden = has_state ? hidden.data_ptr<float>() : nullptr,
+                         .input_bias = b_i.data_ptr<float>(),
+                         .hidden_bias = b_h.data_ptr<float>(),
+                         .before = has_state ? h.data_ptr<float>() : nullptr,
+                         .gates = gates.data_ptr<float>(),
+                         .after = after.data_ptr<float>()},
+                        kRows, kWidth);
+      ExpectClose(after, want, 2e-6);
+    }
+  }
+}
+
 TEST(RowKernels, LevelsAgree) {
   at::manual_seed(14);
   at::Tensor x = at::randn({4, 77}), w = at::randn({77});
