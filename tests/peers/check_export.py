@@ -6,15 +6,17 @@
 
 Each golden model (tests/peers/make_model_goldens.py) is imported, exported as f32, bf16 and in many
 files, and loaded by transformers; f32 must give the golden logits, bf16 those of the rounded weights. A
-model with experts that is made of the golden Llama must give the Llama's.
+model with experts that is made of the golden Llama must give the Llama's, and a model that EvoMoE trains the loss that our validation gives.
 """
 
 import argparse
 import json
 import pathlib
+import struct
 import subprocess
 import tempfile
 
+import numpy
 import safetensors.torch
 import torch
 import transformers
@@ -30,6 +32,17 @@ model:
    norm_epsilon: 1.0e-5, moe: {experts: 4, active: 2, expert_width: 48}}
 data: {train: [{path: none}]}
 train: {steps: 10, global_batch: 4, micro_batch: 2}
+"""
+
+EVOMOE = """
+name: evomoe
+model:
+  {{layers: 2, hidden: 32, heads: 4, sequence: 32, vocabulary: 64, qk_norm: true,
+   moe: {{experts: 4, active: 1, expert_width: 48}}}}
+recipe: {{preset: evomoe, experts: {{spawn: {{step: 4}}}}}}
+data: {{train: [{{path: {folder}/corpus}}], validation: [{{path: {folder}/corpus}}]}}
+train: {{steps: 8, global_batch: 4, micro_batch: 2, validate_samples: 0, optimizer: {{adamw: {{lr: 1.0e-2}}}}}}
+run: {{dir: {folder}/run}}
 """
 
 
@@ -97,6 +110,36 @@ def check_upcycled(program, scratch):
     print(f"a Llama that was upcycled computes in transformers what it did: {worst:.1e}")
 
 
+def write_corpus(path):
+    """Megatron's indexed format: random documents of as many tokens as a sample has."""
+    tokens = numpy.random.default_rng(1).integers(0, 64, (16, 33), dtype=numpy.uint16)
+    documents, length = tokens.shape
+    path.with_suffix(".bin").write_bytes(tokens.tobytes())
+    index = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, documents, documents + 1)
+    index += numpy.full(documents, length, numpy.int32).tobytes()
+    index += (2 * length * numpy.arange(documents, dtype=numpy.int64)).tobytes()
+    index += numpy.arange(documents + 1, dtype=numpy.int64).tobytes()
+    path.with_suffix(".idx").write_bytes(index)
+    return torch.from_numpy(tokens.astype(numpy.int64))
+
+
+def check_evomoe(program, scratch):
+    """After its spawn and in its open gate, the model is what our validation says of it."""
+    tokens = write_corpus(scratch / "corpus").flatten()
+    (scratch / "job.yaml").write_text(EVOMOE.format(folder=scratch))
+    moesaic(program, "run", "-f", scratch / "job.yaml")
+    checkpoint = scratch / "run/checkpoints"
+    ours = moesaic(program, "eval", "--checkpoint", checkpoint)["validation_loss"]
+    exported = moesaic(program, "ckpt", "export", checkpoint, "--to", scratch / "hf", "--dtype", "f32")
+    assert exported["architecture"] == "qwen3_moe", exported
+    samples = torch.stack([tokens[at:at + 33] for at in range(0, len(tokens) - 32, 32)])
+    theirs = torch.nn.functional.cross_entropy(
+        logits(scratch / "hf", samples[:, :-1]).flatten(0, 1), samples[:, 1:].flatten()
+    ).item()  # fmt: skip
+    assert abs(ours - theirs) < 1e-5, f"evomoe: a loss of {ours} here, of {theirs} in transformers"
+    print(f"evomoe: transformers computes the loss of our validation: {abs(ours - theirs):.1e}")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("program")
@@ -107,3 +150,5 @@ if __name__ == "__main__":
             check(program, architecture, pathlib.Path(temporary))
     with tempfile.TemporaryDirectory() as temporary:
         check_upcycled(program, pathlib.Path(temporary))
+    with tempfile.TemporaryDirectory() as temporary:
+        check_evomoe(program, pathlib.Path(temporary))

@@ -177,6 +177,24 @@ TEST(Architectures, AModelThatNoneCanSayIsRefusedWithTheReasonOfEach) {
   EXPECT_TRUE(absl::IsInvalidArgument(ArchitectureOf(spec, "gpt2").status()));
 }
 
+// Validation and generation take the best expert in each of its phases.
+TEST(Architectures, EvoMoeIsQwen3MoeOfOneExpertAToken) {
+  JobSpec spec = *JobOf(GoldenFile("qwen3_moe", "config.json"));
+  spec.mutable_model()->mutable_moe()->set_active(1);
+  spec.clear_recipe();
+  spec.mutable_recipe()->set_preset("evomoe");
+  ASSERT_TRUE(ApplyPreset(&spec).empty());
+  ApplyDefaults(&spec);
+  ASSERT_TRUE(spec.recipe().router().select().has_dense_to_sparse());
+  const auto architecture = ArchitectureOf(spec);
+  ASSERT_TRUE(architecture.ok()) << architecture.status();
+  const auto again = JobOf(WriteConfig(spec, **architecture, ELEMENT_F32));
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ((*architecture)->name, std::string("qwen3_moe"));
+  EXPECT_EQ(again->model().moe().active(), 1u);
+  EXPECT_FALSE(again->recipe().router().weight().renormalize());
+}
+
 TEST(Architectures, Dots1RefusesWhatItLacks) {
   const JobSpec spec = *JobOf(GoldenFile("dots1", "config.json"));
   const struct {

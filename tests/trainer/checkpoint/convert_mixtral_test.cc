@@ -462,18 +462,10 @@ TEST_F(ExportTest, DamageAndWhatMixtralLacksAreRefusedAndLeaveNothing) {
       {[](JobSpec* s) { s->mutable_recipe()->mutable_experts()->set_reuse(2); }, "reuse"},
       {[](JobSpec* s) { s->mutable_recipe()->mutable_experts()->set_null_experts(1); },
        "null_experts"},
-      {[](JobSpec* s) {
-         s->mutable_recipe()->mutable_router()->mutable_select()->set_top_p(0.5);
-       },
+      {[](JobSpec* s) { s->mutable_recipe()->mutable_router()->mutable_select()->set_top_p(0.5); },
        "top_p"},
-      {[](JobSpec* s) {
-         s->mutable_recipe()->mutable_router()->mutable_select()->mutable_dense_to_sparse();
-       },
-       "dense_to_sparse"},
       {[](JobSpec* s) { s->mutable_model()->set_qk_norm(true); }, "qk_norm"},
-      {[](JobSpec* s) {
-         s->mutable_recipe()->mutable_router()->mutable_state()->set_width(4);
-       },
+      {[](JobSpec* s) { s->mutable_recipe()->mutable_router()->mutable_state()->set_width(4); },
        "router.state"},
       {[](JobSpec* s) {
          s->mutable_recipe()->mutable_router()->mutable_balance()->mutable_bias()->set_speed(1);

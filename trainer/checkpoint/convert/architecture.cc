@@ -75,10 +75,8 @@ std::string LackedByAll(const JobSpec& spec) {
   if (recipe.experts().reuse() > 1) return "recipe.experts.reuse: layers share experts";
   if (recipe.experts().null_experts() > 0) return "recipe.experts.null_experts";
   if (recipe.router().has_state()) return "recipe.router.state: the router is recurrent";
-  if (select.has_top_p()) return "recipe.router.select.top_p: tokens take different numbers of experts";
-  if (select.has_dense_to_sparse()) {
-    return "recipe.router.select.dense_to_sparse: tokens take different numbers of experts";
-  }
+  if (select.has_top_p())
+    return "recipe.router.select.top_p: tokens take different numbers of experts";
   return "";
 }
 
