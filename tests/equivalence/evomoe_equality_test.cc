@@ -104,6 +104,33 @@ TEST_F(EvoMoeEquality, EVO10_AResumeInAnotherLayoutInAnyPhaseChangesNoBit) {
   }
 }
 
+// AdamW's first update is the learning rate against the gradient's sign, beside the decay.
+void ExpectFirstUpdate(const RunResult& before, const RunResult& after, const std::string& name,
+                       double decay) {
+  const double lr = after.steps.back().metrics.lr();
+  const at::Tensor moved = after.weights.at(name) - before.weights.at(name) * (1 - lr * decay);
+  const at::Tensor gradient = after.gradients.at(name);
+  const at::Tensor large = gradient.abs().gt(1e-5);
+  ASSERT_TRUE(large.any().item<bool>()) << name;
+  const at::Tensor steps =
+      moved.masked_select(large) / (-lr * gradient.masked_select(large).sign());
+  EXPECT_LT((steps - 1).abs().max().item<double>(), 0.02) << name;
+}
+
+TEST_F(EvoMoeEquality, WhatBeginsAtTheSpawnHasItsFirstUpdateThen) {
+  const JobSpec zeros = Job([](RecipeSpec& recipe) {
+    recipe.mutable_experts()->mutable_spawn()->set_moments(SpawnSpec::ZERO);
+  });
+  const double decay = zeros.train().optimizer().adamw().weight_decay();
+  const RunResult before = TrainInProcess(zeros, {}, kSpawn);
+  const RunResult after = TrainInProcess(zeros, {}, 1, &before);
+  EXPECT_EQ(before.state.router_updates_from(), kSpawn);
+  EXPECT_EQ(before.state.expert_updates_from(), kSpawn);
+  ExpectFirstUpdate(before, after, "layers.1.moe.router", decay);
+  ExpectFirstUpdate(before, after, "layers.1.moe.experts.0.down", decay);
+  EXPECT_EQ(TrainInProcess(spec_, {}, kSpawn).state.expert_updates_from(), 0u);
+}
+
 // The cost falls as the gate becomes sparse, and the metrics say so.
 TEST_F(EvoMoeEquality, MetricsShowThePhasesAndWhatTheyCost) {
   const RunResult run = TrainInProcess(spec_, {.ranks = 2, .expert = 2}, kSteps);

@@ -114,6 +114,7 @@ TEST_F(UpcycleEquality, AnyLayoutGoesOnBitForBitFromTheLossOfTheDenseModel) {
 
   const RunResult start = Load(request.to);
   EXPECT_EQ(start.state.optimizer_updates(), static_cast<uint64_t>(kDenseSteps));
+  EXPECT_EQ(start.state.router_updates_from(), static_cast<uint64_t>(kDenseSteps));
   const RunResult one = TrainInProcess(moe_, {}, kSteps, &start);
   for (const auto& [ranks, expert] : {std::pair(2, 2), {4, 4}, {4, 2}, {3, 3}}) {
     SCOPED_TRACE(testing::Message() << ranks << " ranks, expert " << expert);

@@ -151,6 +151,8 @@ class TrainerImpl : public Trainer {
   void Record(const MicroBatch& batch, const PassScalars& scalars, StepSums& sums) const;
   absl::Status RunRounds(const StepPlan& step, StepSums& sums);
   void ContributeNorms(StepSums& sums) const;
+  // Updates before the moments of such a parameter began.
+  uint64_t UpdatesBefore(ParameterKind kind) const;
   void Update(double clip_factor);
   at::Tensor Candidates(int layer) const;
   void MoveRouterStates(const StepSums& sums);
@@ -226,6 +228,11 @@ void TrainerImpl::ContributeNorms(StepSums& sums) const {
   }
 }
 
+uint64_t TrainerImpl::UpdatesBefore(ParameterKind kind) const {
+  if (kind == ParameterKind::kRouter) return state_.router_updates_from();
+  return kind == ParameterKind::kExpert ? state_.expert_updates_from() : 0;
+}
+
 void TrainerImpl::Update(double clip_factor) {
   const UpdateScalars scalars = {
       .learning_rate_factor = LearningRateFactor(inputs_.spec.train().schedule(),
@@ -233,9 +240,11 @@ void TrainerImpl::Update(double clip_factor) {
       .gradient_scale = clip_factor,
       .update = state_.optimizer_updates() + 1};
   for (const ParameterId id : model_->store.owned()) {
-    if (!model_->catalog[id].learnt) continue;
-    optimizer_->Update(model_->catalog[id], id, model_->gradients.Reduced(id), scalars,
-                       model_->store);
+    const ParameterSpec& parameter = model_->catalog[id];
+    if (!parameter.learnt) continue;
+    UpdateScalars own = scalars;
+    own.update -= UpdatesBefore(parameter.kind);
+    optimizer_->Update(parameter, id, model_->gradients.Reduced(id), own, model_->store);
   }
   model_->gradients.ShareWeights(model_->store);
 }
@@ -368,6 +377,10 @@ absl::Status TrainerImpl::Settle() {
   auto spawned = std::make_unique<TrainedModel>(ModelInputs(), *std::move(catalog));
   SpawnExperts(inputs_.spec, from, {&spawned->catalog, &spawned->store});
   model_ = std::move(spawned);
+  state_.set_router_updates_from(state_.optimizer_updates());
+  if (inputs_.spec.recipe().experts().spawn().moments() == SpawnSpec::ZERO) {
+    state_.set_expert_updates_from(state_.optimizer_updates());
+  }
   return absl::OkStatus();
 }
 

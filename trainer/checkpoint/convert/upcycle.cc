@@ -328,7 +328,9 @@ absl::StatusOr<CommittedStep> UpcycleModel(FileSystem* files, const Upcycle& upc
   step.sources = SourcesOf(*catalog, maker, upcycle.keep_moments);
   step.weights_only = !upcycle.keep_moments;
   if (upcycle.keep_moments) {
-    step.state.set_optimizer_updates((*dense)->manifest.state().optimizer_updates());
+    const uint64_t updates = (*dense)->manifest.state().optimizer_updates();
+    step.state.set_optimizer_updates(updates);
+    step.state.set_router_updates_from(updates);
   }
   step.progress = upcycle.progress;
   return CommitFirstStep(files, std::move(step));
