@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "base/foreign_text.h"
 #include "launcher/run/progress_view.h"
 
 namespace moesaic {
@@ -11,27 +10,6 @@ void AddOutputFlag(CLI::App* verb, std::string* format) {
   verb->add_option("-o,--output", *format, "text or json")
       ->check(CLI::IsMember({"text", "json"}))
       ->default_val("text");
-}
-
-void Table::Print(std::ostream& out) const {
-  std::vector<std::vector<std::string>> rows = rows_;
-  std::vector<size_t> widths(rows.front().size(), 0);
-  for (std::vector<std::string>& row : rows) {
-    for (size_t column = 0; column < row.size(); ++column) {
-      row[column] = EscapeControls(row[column]);
-      std::replace(row[column].begin(), row[column].end(), '\n', ' ');
-      if (row[column].empty()) row[column] = "-";
-      widths[column] = std::max(widths[column], row[column].size());
-    }
-  }
-  for (const std::vector<std::string>& row : rows) {
-    for (size_t column = 0; column < row.size(); ++column) {
-      out << row[column];
-      if (column + 1 < row.size()) out << std::string(widths[column] - row[column].size() + 2, ' ');
-    }
-    out << '\n';
-  }
-  out << std::flush;
 }
 
 std::string CheckDuration(const std::string& text) {

@@ -2,14 +2,12 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
-
 #include <cstdint>
 #include <nlohmann/json.hpp>
-#include <ostream>
 #include <string>
-#include <vector>
 
 #include "absl/time/time.h"
+#include "launcher/verbs/table.h"
 
 namespace moesaic {
 
@@ -17,17 +15,6 @@ using Json = nlohmann::ordered_json;
 
 // Adds -o/--output, text (the default) or json. `format` must outlive the parse.
 void AddOutputFlag(CLI::App* verb, std::string* format);
-
-// Columns as wide as their widest cell, two spaces apart; the last is not padded. Cells are escaped.
-class Table {
- public:
-  explicit Table(std::vector<std::string> header) { rows_.push_back(std::move(header)); }
-  void Add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
-  void Print(std::ostream& out) const;
-
- private:
-  std::vector<std::vector<std::string>> rows_;
-};
 
 // For CLI11: empty, or what is wrong with a duration such as "1h30m".
 std::string CheckDuration(const std::string& text);

@@ -81,6 +81,22 @@ class TrainTest(EndToEndTest):
         measured = self.expect(0, evaluated).json
         self.assertEqual(measured["step"], 60)
         self.assertAlmostEqual(measured["validation_loss"], self.trained.json["validation_loss"], places=5)
+        self.assertEqual(measured["routing"], self.job.lines()[-1]["validation_routing"])
+
+    def test_eval_shows_routing_and_leaves_experts_out(self):
+        def evaluate(*flags):
+            return self.moesaic("eval", "--checkpoint", self.job.checkpoints, "--samples", "32",
+                                "--threads", "1", *flags)
+        table = self.expect(0, evaluate()).out.splitlines()
+        self.assertIn("validation loss", table[0])
+        self.assertEqual(table[1].split()[:2], ["layer", "busiest"])
+        whole = self.expect(0, evaluate("-o", "json")).json
+        fewer = self.expect(0, evaluate("--active", "1", "-o", "json")).json
+        self.assertEqual(set(fewer["routing"]["active"]), {1})
+        worse = self.expect(0, evaluate("--skip-best", "2", "-o", "json")).json
+        self.assertGreater(worse["validation_loss"], whole["validation_loss"])
+        self.assertIn("no shared expert", self.expect(2, evaluate("--without-shared")).err)
+        self.assertIn("may choose from", self.expect(2, evaluate("--skip-best", "99")).err)
 
     def test_generate_is_deterministic_for_a_seed(self):
         def text(seed, *more):

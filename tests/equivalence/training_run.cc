@@ -162,7 +162,7 @@ RunResult TrainAsRank(const JobSpec& spec, const RunLayout& layout, int steps, C
     result.routing.push_back(TextOf(outcome->routing));
     result.steps.push_back(*outcome);
   }
-  const ValidationResult validation = (*trainer)->Validate(0).value();
+  const ValidationResult validation = (*trainer)->Validate({}).value();
   result.validation_loss = validation.loss;
   result.validation_routing = TextOf(validation.routing);
   Collect(**trainer, result);

@@ -46,6 +46,7 @@ absl::StatusOr<Evaluation> Evaluate(const EvaluateRequest& request) {
     return absl::NotFoundError(absl::StrCat("[eval] the job of ", step->path,
                                             " names no validation data: give --data"));
   }
+  if (absl::Status status = CheckAblation(spec, request.ablation); !status.ok()) return status;
   const Experts which = ExpertsAt(spec, manifest->state().step());
   const auto catalog = ParameterCatalog::Build(spec, which);
   if (!catalog.ok()) return catalog.status();
@@ -69,14 +70,16 @@ absl::StatusOr<Evaluation> Evaluate(const EvaluateRequest& request) {
     return status;
   }
   (*trainer)->PublishWeights();
-  const auto loss = (*trainer)->Validate(request.samples);
-  if (!loss.ok()) return loss.status();
+  const auto result =
+      (*trainer)->Validate({.samples = request.samples, .ablation = request.ablation});
+  if (!result.ok()) return result.status();
   return Evaluation{
       .step = manifest->state().step(),
-      .loss = loss->loss,
-      .perplexity = std::exp(loss->loss),
-      .samples = loss->samples,
-      .seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count()};
+      .loss = result->loss,
+      .perplexity = std::exp(result->loss),
+      .samples = result->samples,
+      .seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(),
+      .routing = result->routing};
 }
 
 }  // namespace moesaic

@@ -1,4 +1,4 @@
-// Evaluate: the validation loss of a checkpoint, in one process.
+// Evaluate: the validation loss and the routing of a checkpoint, in one process.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "trainer/metrics/validation_routing.h"
+#include "trainer/model/ablation.h"
 
 namespace moesaic {
 
@@ -15,6 +17,7 @@ struct EvaluateRequest {
   std::vector<std::string> data;
   uint64_t samples = 0;           // from their start; 0: all
   int threads = 1;
+  Ablation ablation = {};
 };
 
 struct Evaluation {
@@ -23,10 +26,12 @@ struct Evaluation {
   double perplexity = 0;
   uint64_t samples = 0;
   double seconds = 0;
+  ValidationRouting routing = {};
 };
 
 // NotFound: no checkpoint or token file. DataLoss: one that is damaged. FailedPrecondition: token
-// files of another vocabulary.
+// files of another vocabulary. InvalidArgument: the ablation does not fit the model as it is at
+// that step.
 absl::StatusOr<Evaluation> Evaluate(const EvaluateRequest& request);
 
 }  // namespace moesaic

@@ -84,7 +84,7 @@ class TrainerImpl : public Trainer {
   }
 
   absl::StatusOr<StepOutcome> Step(const ControlWord& wish) override;
-  absl::StatusOr<ValidationResult> Validate(uint64_t samples) override;
+  absl::StatusOr<ValidationResult> Validate(const ValidationRequest& request) override;
 
  private:
   using TimePoint = std::chrono::steady_clock::time_point;
@@ -441,11 +441,12 @@ absl::StatusOr<StepOutcome> TrainerImpl::Step(const ControlWord& wish) {
   return outcome;
 }
 
-absl::StatusOr<ValidationResult> TrainerImpl::Validate(uint64_t samples) {
+absl::StatusOr<ValidationResult> TrainerImpl::Validate(const ValidationRequest& request) {
   const auto available = static_cast<uint64_t>(validation_.samples());
   const StepPlan step = {
       .first = 0,
-      .count = static_cast<int64_t>(samples == 0 ? available : std::min(samples, available)),
+      .count = static_cast<int64_t>(request.samples == 0 ? available
+                                                         : std::min(request.samples, available)),
       .micro_batch = inputs_.spec.train().micro_batch()};
   if (step.count == 0) {
     return absl::NotFoundError("[validate] the job has no validation data: give data.validation");
@@ -453,7 +454,8 @@ absl::StatusOr<ValidationResult> TrainerImpl::Validate(uint64_t samples) {
   const PassOptions options = {.training = false,
                                .reproducible = inputs_.spec.train().reproducible(),
                                .compute = compute(),
-                               .note_best = true};
+                               .note_best = true,
+                               .ablation = request.ablation};
   StepSums sums = MakeSums(step);
   BestExpertPairs pairs(model_->moe_layers, LargestPool());
   for (int64_t round = 0; round < PlanFor(step).rounds(); ++round) {

@@ -21,6 +21,7 @@
 #include "trainer/loop/step_sums.h"
 #include "trainer/loop/watchdog.h"
 #include "trainer/metrics/metrics_file.h"
+#include "trainer/model/ablation.h"
 #include "trainer/model/profile.h"
 #include "trainer/optim/parameter_store.h"
 
@@ -53,6 +54,11 @@ struct StepOutcome {
   RoutingMetrics routing;  // equal on every rank
   ControlWord control;   // what rank 0 wished, on every rank
   StepTimes times;
+};
+
+struct ValidationRequest {
+  uint64_t samples = 0;    // from the start; 0: all; as many as there are at most
+  Ablation ablation = {};  // that CheckAblation has passed
 };
 
 struct ValidationResult {
@@ -91,9 +97,8 @@ class Trainer {
   // gradient skips the update everywhere (metrics.skipped). DataLoss: the token files.
   virtual absl::StatusOr<StepOutcome> Step(const ControlWord& wish) = 0;
 
-  // Over the first `samples` validation samples (0: all; as many as there are at most). NotFound when
-  // the job has no validation data. The parameters and the state stay as they are.
-  virtual absl::StatusOr<ValidationResult> Validate(uint64_t samples) = 0;
+  // NotFound when the job has no validation data. The parameters and the state stay as they are.
+  virtual absl::StatusOr<ValidationResult> Validate(const ValidationRequest& request) = 0;
 
   // Owned parameters, after a Step (but one that ended in other parameters): the summed gradient
   // before clipping. For tests and diagnosis.

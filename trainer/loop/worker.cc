@@ -247,7 +247,7 @@ std::optional<WorkerResult> Generation::FinishStep(StepOutcome outcome) {
                        .loads = LoadsAreDue(step, spec().train().steps())};
   if (ValidationIsDue(step)) {
     Report("validate");
-    auto validation = trainer_->Validate(spec().train().validate_samples());
+    auto validation = trainer_->Validate({.samples = spec().train().validate_samples()});
     if (!validation.ok()) return FailedInput(validation.status());
     outcome.metrics.set_validation_loss(validation->loss);
     trainer_->state().set_validation_loss(validation->loss);

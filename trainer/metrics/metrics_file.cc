@@ -25,17 +25,6 @@ void AddRecipe(const RecipeMetrics& recipe, Json& line) {
   if (!recipe.expert_cosine.empty()) line["expert_cosine"] = Numbers(recipe.expert_cosine);
 }
 
-Json ValidationJson(const ValidationRouting& validation) {
-  Json json = RoutingJson(validation.routing, /*loads=*/true);
-  Json& pairs = json["mutual_information"] = Json::array();
-  for (const LayerPairInformation& pair : validation.information) {
-    pairs.push_back({{"layers", {pair.first, pair.second}},
-                     {"nats", Number(pair.information)},
-                     {"shuffled", Number(pair.shuffled)}});
-  }
-  return json;
-}
-
 }  // namespace
 
 bool LoadsAreDue(uint64_t step, uint64_t steps) {
@@ -61,7 +50,7 @@ std::string MetricsLine(const StepRecord& record) {
   if (metrics.skipped()) line["skipped"] = true;
   if (!record.routing.layers.empty()) line["routing"] = RoutingJson(record.routing, record.loads);
   if (record.validation.has_value() && !record.validation->routing.layers.empty()) {
-    line["validation_routing"] = ValidationJson(*record.validation);
+    line["validation_routing"] = ValidationRoutingJson(*record.validation);
   }
   return line.dump();
 }

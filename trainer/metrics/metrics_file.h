@@ -5,22 +5,16 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "proto/coordinator.pb.h"
 #include "trainer/metrics/append_file.h"
-#include "trainer/metrics/mutual_information.h"
 #include "trainer/metrics/recipe_metrics.h"
 #include "trainer/metrics/routing_metrics.h"
+#include "trainer/metrics/validation_routing.h"
 
 namespace moesaic {
-
-struct ValidationRouting {
-  RoutingMetrics routing = {};
-  std::vector<LayerPairInformation> information = {};
-};
 
 // All that is written of a step.
 struct StepRecord {

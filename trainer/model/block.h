@@ -2,15 +2,16 @@
 // on. A block owns no tensors: it leases weights in each pass and reports gradients to a sink.
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include <ATen/core/Tensor.h>
-
 #include "trainer/catalog/parameter_catalog.h"
 #include "trainer/metrics/layer_routing.h"
+#include "trainer/model/ablation.h"
 #include "trainer/model/profile.h"
 
 namespace moesaic {
@@ -83,6 +84,7 @@ struct PassOptions {
   at::ScalarType compute = at::kFloat;
   bool note_best = false;     // fill LayerRouting::best
   uint64_t step = 0;          // 0-based: schedules of the recipe depend on it
+  Ablation ablation = {};     // not in training
   // Factors that make a SUM over everything the step's gradient (design: "nothing divides later"):
   double loss_scale = 1;      // of each target's loss: 1 / global target tokens of the step
   double aux_scale = 1;       // of each micro-batch's aux loss: 1 / micro-batches of the step

@@ -136,6 +136,8 @@ RouteInputs MoeLayer::InputsOf(const at::Tensor& logits, const PassContext& cont
   route.first_sample = context.micro_batch->first_sample;
   route.step = context.options->step;
   route.training = context.options->training;
+  route.skip_best = context.options->ablation.skip_best;
+  route.most = context.options->ablation.active;
   if (config_.router_bias != kNoParameter) route.bias = weights.Lease(config_.router_bias);
   if (config_.router_load != kNoParameter) route.load = weights.Lease(config_.router_load);
   return route;
@@ -228,7 +230,9 @@ Bundle MoeLayer::Forward(const at::Tensor& x, const Bundle& residual, PassContex
 
   scope.Switch(Part::kExperts);
   at::Tensor add = residual.hidden;
-  if (config_.shared) add = config_.shared->Forward(x, weights, saved.shared).add_(add);
+  if (config_.shared && context.options->ablation.shared) {
+    add = config_.shared->Forward(x, weights, saved.shared).add_(add);
+  }
   scope.Switch(Part::kPermute);
   at::Tensor out = at::empty_like(x);
   CombineRows(saved.returned, saved.pairs.position, saved.routing.weight, add, out);

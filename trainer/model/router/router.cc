@@ -62,7 +62,7 @@ bool Router::OpensGate(const RouteInputs& inputs) const {
 
 void Router::Choose(const RouteInputs& inputs, Routing& routing) const {
   routing.candidates = Candidates(inputs);
-  routing.selected = Select(routing.scores, inputs.bias, routing.candidates);
+  routing.selected = Select(inputs, routing);
   // What a bias does must not count as what the scores want (DeepSeek-V3, eq. 18).
   routing.balanced =
       inputs.bias.defined() && config_.rule.balance().coefficient() != 0
@@ -110,16 +110,16 @@ at::Tensor Router::Candidates(const RouteInputs& inputs) const {
                         .experts = experts()});
 }
 
-at::Tensor Router::Select(const at::Tensor& scores, const at::Tensor& bias,
-                          const at::Tensor& candidates) const {
-  at::Tensor suited = WithoutOthers(BiasedScores(scores, bias), candidates);
+at::Tensor Router::Select(const RouteInputs& inputs, const Routing& routing) const {
+  at::Tensor suited = WithoutOthers(BiasedScores(routing.scores, inputs.bias), routing.candidates);
   if (groups_.limit < groups_.groups) {
-    if (suited.is_same(scores)) suited = scores.clone();
+    if (suited.is_same(routing.scores)) suited = suited.clone();
     MaskGroups(groups_, active(), suited);
   }
+  suited = WithoutBest(suited, inputs.skip_best);
+  const int64_t most = inputs.most > 0 ? inputs.most : active();
   const SelectSpec& select = config_.rule.select();
-  if (select.has_top_p()) return SelectTopP(suited, select.top_p(), active());
-  return SelectTopK(suited, active());
+  return select.has_top_p() ? SelectTopP(suited, select.top_p(), most) : SelectTopK(suited, most);
 }
 
 int64_t Router::Drop(const RouteInputs& inputs, Routing& routing) const {

@@ -34,6 +34,8 @@ struct RouteInputs {
   bool training = true;   // else nothing is dropped, drawn or kept from being chosen
   at::Tensor bias = {};   // fp32 [experts], for the selection only; undefined: none
   at::Tensor load = {};   // BalanceInputs::load
+  int64_t skip_best = 0;  // Ablation's, as the next
+  int64_t most = 0;       // a token chooses at most; 0: RouterConfig::active
 };
 
 struct RouterConfig {
@@ -80,8 +82,7 @@ class Router {
   void ChooseByGate(const RouteInputs& inputs, Routing& routing) const;
   // bool [experts]; undefined: all.
   at::Tensor Candidates(const RouteInputs& inputs) const;
-  at::Tensor Select(const at::Tensor& scores, const at::Tensor& bias,
-                    const at::Tensor& candidates) const;
+  at::Tensor Select(const RouteInputs& inputs, const Routing& routing) const;
   void TakeNulls(Routing& routing) const;
   // Returns how many pairs of `routing.expert` it dropped.
   int64_t Drop(const RouteInputs& inputs, Routing& routing) const;

@@ -114,6 +114,11 @@ at::Tensor WithoutOthers(const at::Tensor& scores, const at::Tensor& candidates)
   return scores.masked_fill(candidates.logical_not(), -std::numeric_limits<double>::infinity());
 }
 
+at::Tensor WithoutBest(const at::Tensor& scores, int64_t count) {
+  if (count == 0) return scores;
+  return scores.scatter(1, SelectTopK(scores, count), -std::numeric_limits<double>::infinity());
+}
+
 void MaskGroups(const GroupRule& rule, int64_t active, at::Tensor& scores) {
   if (rule.limit >= rule.groups) return;
   const auto width = static_cast<size_t>(scores.size(1) / rule.groups);

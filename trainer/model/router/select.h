@@ -31,6 +31,10 @@ at::Tensor BiasedScores(const at::Tensor& scores, const at::Tensor& bias);
 // experts (and `scores` itself is returned).
 at::Tensor WithoutOthers(const at::Tensor& scores, const at::Tensor& candidates);
 
+// scores with minus infinity for the `count` experts of the largest score of each row. None:
+// `scores` itself is returned.
+at::Tensor WithoutBest(const at::Tensor& scores, int64_t count);
+
 // The experts [g * E / groups, (g + 1) * E / groups) are group g.
 struct GroupRule {
   int64_t groups = 1;
