@@ -180,6 +180,10 @@ std::string EnumText(const EnumValueDescriptor& value) {
   return absl::AsciiStrToLower(value.name());
 }
 
+std::string PhaseText(RecipePhase phase) {
+  return phase == STEADY ? "" : absl::AsciiStrToLower(RecipePhase_Name(phase));
+}
+
 absl::Status SetFieldFromText(absl::string_view text, const FieldDescriptor& field,
                               Message* message) {
   const Reflection& reflection = *message->GetReflection();

@@ -34,6 +34,8 @@ std::string FieldText(const google::protobuf::Message& message,
 
 // "softmax" for SOFTMAX.
 std::string EnumText(const google::protobuf::EnumValueDescriptor& value);
+// "dense_to_sparse"; empty for STEADY, and for a number that is no phase, which a message may hold.
+std::string PhaseText(RecipePhase phase);
 
 // Bytes of "2GiB", "512MiB", "1000" or "1.5KiB" (units B, KiB, MiB, GiB, TiB). InvalidArgument for
 // anything else, for a fraction of a byte and for more than 2^63 bytes.

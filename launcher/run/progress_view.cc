@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "base/foreign_text.h"
+#include "proto/field_text.h"
 
 namespace moesaic {
 namespace {
@@ -29,6 +30,12 @@ std::string DurationForPeople(double seconds) {
   if (whole < 3600) return fmt::format("{}m{:02}s", whole / 60, whole % 60);
   if (whole < 86400) return fmt::format("{}h{:02}m", whole / 3600, whole / 60 % 60);
   return fmt::format("{}d{:02}h", whole / 86400, whole / 3600 % 24);
+}
+
+std::string PhaseForPeople(const StepMetrics& step) {
+  std::string text = PhaseText(step.phase());
+  if (step.has_temperature()) text += fmt::format(", temperature {:.2f}", step.temperature());
+  return text;
 }
 
 void ProgressView::Take(const JobEvent& event) {
@@ -81,6 +88,8 @@ std::string ProgressView::StepLine(const StepMetrics& step) const {
   double balance = 0;
   for (const double load : step.expert_load_max_over_mean()) balance = std::max(balance, load);
   if (balance > 0) line += fmt::format("  expert load max/mean {:.2f}", balance);
+  const std::string phase = PhaseForPeople(step);
+  if (!phase.empty()) line += "  phase " + phase;
   line += fmt::format("  generation {}", step.generation());
   if (status_.committed_step() > 0) line += fmt::format("  saved {}", status_.committed_step());
   if (step.skipped()) line += "  SKIPPED: not finite";

@@ -45,5 +45,7 @@ class ProgressView {
 
 // "1m05s", "2h03m": two parts at most.
 std::string DurationForPeople(double seconds);
+// "dense_to_sparse, temperature 1.42"; empty where the recipe has no phase.
+std::string PhaseForPeople(const StepMetrics& step);
 
 }  // namespace moesaic

@@ -10,6 +10,7 @@
 #include "absl/strings/str_split.h"
 #include "base/foreign_text.h"
 #include "launcher/run/progress_view.h"
+#include "proto/field_text.h"
 #include "scheduler/state/cluster_state.h"
 
 namespace moesaic {
@@ -18,6 +19,13 @@ namespace {
 template <typename Value>
 Json OrNull(bool present, const Value& value) {
   return present ? Json(value) : Json();
+}
+
+// Of a recipe with phases; else null.
+void AddPhase(const StepMetrics& step, Json& json) {
+  const std::string phase = PhaseText(step.phase());
+  json["phase"] = OrNull(!phase.empty(), phase);
+  json["temperature"] = OrNull(step.has_temperature(), step.temperature());
 }
 
 Json NodesJson(const JobStatus& status) {
@@ -93,6 +101,7 @@ Json StatusJson(const JobStatus& status, absl::Time now) {
   json["loss"] = OrNull(stepped, step.loss());
   json["validation_loss"] = OrNull(status.has_validation_loss(), status.validation_loss());
   json["step_seconds"] = OrNull(step.seconds() > 0, step.seconds());
+  AddPhase(step, json);
   json["tokens"] = status.tokens();
   json["tokens_per_second"] = status.tokens_per_second();
   json["training_seconds"] = status.training_seconds();
@@ -125,6 +134,7 @@ std::string StatusText(const JobStatus& status, absl::Time now) {
   };
   line("next", status.next());
   line("step", StepText(status));
+  line("phase", PhaseForPeople(status.last_step()));
   line("saved", SavedText(status, now));
   if (status.memory_step() > 0) line("in memory", fmt::format("step {}", status.memory_step()));
   if (status.generation() > 0) {
@@ -155,6 +165,7 @@ Json EventJson(const JobEvent& event) {
     json["seconds"] = step.seconds();
     json["tokens_per_second"] = step.tokens_per_second();
     json["skipped"] = step.skipped();
+    AddPhase(step, json);
   } else if (event.has_status()) {
     json["kind"] = "state";
     json["state"] = JobState_Name(event.status().state());

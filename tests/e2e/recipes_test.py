@@ -37,8 +37,16 @@ class RecipesTest(EndToEndTest):
             with self.subTest(recipe=file.stem):
                 reference = Job(self, file.stem, small(file), file=str(file))
                 undisturbed = self.expect(0, reference.run())
+                self.expect_phases(file.stem, undisturbed)
                 self.kill_in_each_phase(file, reference, undisturbed)
                 self.resume_at_another_degree(file, reference, undisturbed)
+
+    def expect_phases(self, recipe, ended):
+        """Of EvoMoE the lines of the first and the last step say which it is, of others none does."""
+        lines = [line for line in ended.err.splitlines() if "  loss " in line]
+        phases = ("one_expert", "top_1") if recipe == "evomoe" else ("", "")
+        for line, phase in zip((lines[0], lines[-1]), phases):
+            self.assertEqual(line.partition("  phase ")[2].partition("  ")[0], phase, line)
 
     def kill_in_each_phase(self, file, reference, undisturbed):
         job = Job(self, f"{file.stem}-killed", small(file), file=str(file))

@@ -134,6 +134,7 @@ TEST_F(EvoMoeEquality, WhatBeginsAtTheSpawnHasItsFirstUpdateThen) {
 // The cost falls as the gate becomes sparse, and the metrics say so.
 TEST_F(EvoMoeEquality, MetricsShowThePhasesAndWhatTheyCost) {
   const RunResult run = TrainInProcess(spec_, {.ranks = 2, .expert = 2}, kSteps);
+  const auto metrics = [&](uint64_t step) { return run.steps[step].metrics; };
   const auto recipe = [&](uint64_t step) { return run.steps[step].recipe; };
   const auto bytes = [&](uint64_t step) { return run.steps[step].routing.wire_bytes; };
   const auto active = [&](uint64_t step) {
@@ -142,18 +143,18 @@ TEST_F(EvoMoeEquality, MetricsShowThePhasesAndWhatTheyCost) {
     return layers;
   };
   for (uint64_t step = 0; step < kSpawn; ++step) {
-    EXPECT_EQ(recipe(step).phase, "one_expert");
+    EXPECT_EQ(metrics(step).phase(), ONE_EXPERT);
     EXPECT_TRUE(active(step).empty());
     EXPECT_EQ(bytes(step), 0);
-    EXPECT_FALSE(recipe(step).temperature.has_value());
+    EXPECT_FALSE(metrics(step).has_temperature());
     EXPECT_EQ(recipe(step).expert_cosine.size(), step + 1 == kSpawn ? 2u : 0u);
   }
   const RecipeMetrics spawned = recipe(kSpawn - 1);
   for (const double cosine : spawned.expert_cosine) EXPECT_NEAR(cosine, 0.7, 0.05);
   EXPECT_EQ(active(kSpawn), std::vector<double>(2, kExperts));
   for (uint64_t step = kSpawn; step < kHard; ++step) {
-    EXPECT_EQ(recipe(step).phase, "dense_to_sparse");
-    EXPECT_EQ(recipe(step).temperature, RecipeAt(spec_, step).temperature);
+    EXPECT_EQ(metrics(step).phase(), DENSE_TO_SPARSE);
+    EXPECT_EQ(metrics(step).temperature(), RecipeAt(spec_, step).temperature);
     if (step == kSpawn) continue;
     EXPECT_LT(active(step)[0], active(step - 1)[0]);
     EXPECT_LT(active(step)[1], active(step - 1)[1]);
@@ -161,7 +162,7 @@ TEST_F(EvoMoeEquality, MetricsShowThePhasesAndWhatTheyCost) {
     EXPECT_LT(bytes(step), bytes(step - 1));
   }
   for (uint64_t step = kHard; step < kSteps; ++step) {
-    EXPECT_EQ(recipe(step).phase, "top_1");
+    EXPECT_EQ(metrics(step).phase(), TOP_1);
     EXPECT_EQ(active(step), std::vector<double>(2, 1));
     EXPECT_LT(bytes(step), bytes(kHard - 1));
     EXPECT_LT(recipe(step).flops, recipe(kHard - 1).flops);

@@ -234,7 +234,7 @@ class Lister {
 int64_t ParameterSpec::elements() const { return Product(shape).value_or(0); }
 
 Experts ExpertsAt(const JobSpec& spec, uint64_t step) {
-  const bool one = RecipeSchedule(spec.recipe()).PhaseAt(step) == RecipePhase::kOneExpert;
+  const bool one = RecipeSchedule(spec.recipe()).PhaseAt(step) == ONE_EXPERT;
   return one && spec.model().has_moe() ? Experts::kOne : Experts::kAll;
 }
 

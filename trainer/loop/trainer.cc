@@ -315,6 +315,9 @@ StepMetrics TrainerImpl::Metrics(const StepSums& sums, int64_t targets, bool ski
                                     inputs_.spec.train().steps(), state_.step()));
   metrics.set_tokens(targets);
   metrics.set_skipped(skipped);
+  const RecipePoint recipe = RecipeAt(inputs_.spec, state_.step());
+  metrics.set_phase(recipe.phase);
+  if (recipe.phase == DENSE_TO_SPARSE) metrics.set_temperature(recipe.temperature);
   for (size_t i = 0; i < model_->moe_layers.size(); ++i) {
     const auto loads =
         sums.ExpertCounts(static_cast<int>(i), model_->catalog.pool_experts(model_->moe_layers[i]));
@@ -346,12 +349,7 @@ RecipeMetrics TrainerImpl::RecipeOf(const StepSums& sums) const {
   }
   const double tokens =
       static_cast<double>(inputs_.spec.train().global_batch()) * inputs_.spec.model().sequence();
-  RecipeMetrics metrics = {.flops = StepOperations(inputs_.spec, model_->catalog, tokens, pairs)};
-  const RecipePoint recipe = RecipeAt(inputs_.spec, state_.step());
-  if (recipe.phase == RecipePhase::kSteady) return metrics;
-  metrics.phase = RecipePhaseName(recipe.phase);
-  if (recipe.phase == RecipePhase::kDenseToSparse) metrics.temperature = recipe.temperature;
-  return metrics;
+  return {.flops = StepOperations(inputs_.spec, model_->catalog, tokens, pairs)};
 }
 
 absl::Status TrainerImpl::Settle() {

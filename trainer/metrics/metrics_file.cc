@@ -4,6 +4,8 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "proto/field_text.h"
+
 namespace moesaic {
 namespace {
 
@@ -18,10 +20,12 @@ Json Numbers(const List& values) {
   return list;
 }
 
-void AddRecipe(const RecipeMetrics& recipe, Json& line) {
+void AddRecipe(const StepRecord& record, Json& line) {
+  const StepMetrics& metrics = record.step;
+  const RecipeMetrics& recipe = record.recipe;
   line["flops"] = Number(recipe.flops);
-  if (!recipe.phase.empty()) line["phase"] = recipe.phase;
-  if (recipe.temperature) line["temperature"] = Number(*recipe.temperature);
+  if (const std::string phase = PhaseText(metrics.phase()); !phase.empty()) line["phase"] = phase;
+  if (metrics.has_temperature()) line["temperature"] = Number(metrics.temperature());
   if (!recipe.expert_cosine.empty()) line["expert_cosine"] = Numbers(recipe.expert_cosine);
 }
 
@@ -44,7 +48,7 @@ std::string MetricsLine(const StepRecord& record) {
   line["seconds"] = Number(metrics.seconds());
   line["tokens_per_second"] = Number(metrics.tokens_per_second());
   line["expert_load_max_over_mean"] = Numbers(metrics.expert_load_max_over_mean());
-  AddRecipe(record.recipe, line);
+  AddRecipe(record, line);
   if (metrics.has_validation_loss()) line["validation_loss"] = Number(metrics.validation_loss());
   if (metrics.has_snapshot_seconds()) line["snapshot_seconds"] = metrics.snapshot_seconds();
   if (metrics.skipped()) line["skipped"] = true;

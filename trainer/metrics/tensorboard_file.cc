@@ -99,7 +99,7 @@ TensorBoardSummary SummaryOf(const StepRecord& record) {
   writer.Add("speed/tokens_per_second", step.tokens_per_second());
   writer.Add("speed/seconds", step.seconds());
   writer.Add("speed/flops", record.recipe.flops);
-  if (record.recipe.temperature) writer.Add("recipe/temperature", *record.recipe.temperature);
+  if (step.has_temperature()) writer.Add("recipe/temperature", step.temperature());
   writer.AddRouting("routing/", record.routing);
   if (record.loads) writer.AddLayers(record.routing);
   if (record.validation.has_value()) {

@@ -23,7 +23,7 @@ std::vector<JobProblem> ApplyPreset(JobSpec* spec);
 
 // What a recipe is at one step.
 struct RecipePoint {
-  RecipePhase phase = RecipePhase::kSteady;
+  RecipePhase phase = STEADY;
   double temperature = 1;   // of a dense-to-sparse gate
   RouterSpec router;        // resolved
   RecipeSchedule schedule;  // and what it is at others

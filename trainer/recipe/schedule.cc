@@ -5,20 +5,6 @@
 
 namespace moesaic {
 
-const char* RecipePhaseName(RecipePhase phase) {
-  switch (phase) {
-    case RecipePhase::kSteady:
-      return "steady";
-    case RecipePhase::kOneExpert:
-      return "one_expert";
-    case RecipePhase::kDenseToSparse:
-      return "dense_to_sparse";
-    case RecipePhase::kTopOne:
-      return "top_1";
-  }
-  return "?";
-}
-
 RecipeSchedule::RecipeSchedule(const RecipeSpec& recipe) {
   if (recipe.experts().has_spawn()) spawn_step_ = recipe.experts().spawn().step();
   const SelectSpec& select = recipe.router().select();
@@ -26,9 +12,9 @@ RecipeSchedule::RecipeSchedule(const RecipeSpec& recipe) {
 }
 
 RecipePhase RecipeSchedule::PhaseAt(uint64_t step) const {
-  if (step < spawn_step_) return RecipePhase::kOneExpert;
-  if (!gate_) return RecipePhase::kSteady;
-  return step < gate_->hard_step() ? RecipePhase::kDenseToSparse : RecipePhase::kTopOne;
+  if (step < spawn_step_) return ONE_EXPERT;
+  if (!gate_) return STEADY;
+  return step < gate_->hard_step() ? DENSE_TO_SPARSE : TOP_1;
 }
 
 double RecipeSchedule::TemperatureAt(uint64_t step) const {

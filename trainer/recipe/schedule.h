@@ -9,17 +9,6 @@
 
 namespace moesaic {
 
-// EvoMoE (arXiv 2112.14397) goes through the last three in this order; other recipes stay in the first.
-enum class RecipePhase {
-  kSteady,         // nothing but what the job file says
-  kOneExpert,      // each layer has one expert, for all tokens; no router
-  kDenseToSparse,  // a token takes the experts above a threshold
-  kTopOne,         // a token takes its best expert
-};
-
-// "steady", "one_expert", "dense_to_sparse", "top_1".
-const char* RecipePhaseName(RecipePhase phase);
-
 // Steps are 0-based: what is asked for is the step that comes after `step` steps.
 class RecipeSchedule {
  public:

@@ -83,6 +83,28 @@ TEST(ProgressView, TerminalLineIsRedrawnBelowNotes) {
   EXPECT_LT(text.find("step 1 is saved\n"), text.rfind("step 1/100"));
 }
 
+TEST(ProgressView, StepsOfARecipeWithPhasesSayWhichItIs) {
+  HandClock clock;
+  std::ostringstream out;
+  ProgressView view(false, out, clock);
+  view.Take(Running());
+  JobEvent event = Step(1);
+  event.mutable_step()->set_phase(ONE_EXPERT);
+  view.Take(event);
+  EXPECT_THAT(out.str(), HasSubstr("  phase one_expert  generation 1"));
+  event.mutable_step()->set_phase(DENSE_TO_SPARSE);
+  event.mutable_step()->set_temperature(1.416);
+  event.mutable_step()->set_validation_loss(3);
+  view.Take(event);
+  EXPECT_THAT(out.str(), HasSubstr("  phase dense_to_sparse, temperature 1.42  generation 1"));
+  out.str("");
+  event.mutable_step()->set_phase(STEADY);
+  event.mutable_step()->clear_temperature();
+  view.Take(event);
+  EXPECT_THAT(out.str(), HasSubstr("step 1/100"));
+  EXPECT_THAT(out.str(), Not(HasSubstr("phase")));
+}
+
 TEST(ProgressView, DurationsHaveTwoParts) {
   EXPECT_EQ(DurationForPeople(5), "5s");
   EXPECT_EQ(DurationForPeople(65), "1m05s");

@@ -130,6 +130,29 @@ TEST_F(ClusterVerbsTest, StatusEscapesWhatCameFromElsewhere) {
   EXPECT_THAT(text, HasSubstr("\\x1b]0;owned\\x07"));
 }
 
+TEST_F(ClusterVerbsTest, StatusAndEventsSayWhichPhaseARecipeIsIn) {
+  JobEvent event;
+  JobStatus status;
+  const auto show = [&] {
+    *status.mutable_last_step() = event.step();
+    return std::pair(Json(StatusJson(status, absl::Now())), StatusText(status, absl::Now()));
+  };
+  event.mutable_step()->set_step(7);
+  EXPECT_TRUE(show().first["phase"].is_null());
+  EXPECT_TRUE(show().first["temperature"].is_null());
+  EXPECT_THAT(show().second, Not(HasSubstr("phase")));
+
+  event.mutable_step()->set_phase(DENSE_TO_SPARSE);
+  event.mutable_step()->set_temperature(1.416);
+  EXPECT_EQ(show().first["phase"], "dense_to_sparse");
+  EXPECT_EQ(show().first["temperature"], 1.416);
+  EXPECT_THAT(show().second, HasSubstr("  phase       dense_to_sparse, temperature 1.42\n"));
+  EXPECT_EQ(EventJson(event)["phase"], "dense_to_sparse");
+
+  event.mutable_step()->set_phase(static_cast<RecipePhase>(77));  // of a newer program
+  EXPECT_TRUE(show().first["phase"].is_null());
+}
+
 TEST_F(ClusterVerbsTest, WhatIsNotThereIsExit3AndNoCoordinatorIsExit5) {
   for (const char* verb : {"status", "stop", "wait", "logs", "events"}) {
     EXPECT_EQ(Moesaic({verb, "nobody"}).exit_code, kExitNotFound) << verb;

@@ -54,8 +54,9 @@ TEST(MetricsLine, HasTheDocumentedKeysInOrder) {
 TEST(MetricsLine, ARecipeWithPhasesSaysWhereItStands) {
   StepRecord record = Step(1);
   EXPECT_FALSE(nlohmann::json::parse(MetricsLine(record)).contains("phase"));
-  record.recipe = {
-      .flops = 1e9, .phase = "dense_to_sparse", .temperature = 1.5, .expert_cosine = {0.75}};
+  record.step.set_phase(DENSE_TO_SPARSE);
+  record.step.set_temperature(1.5);
+  record.recipe = {.flops = 1e9, .expert_cosine = {0.75}};
   const auto line = nlohmann::json::parse(MetricsLine(record));
   EXPECT_EQ(line["phase"], "dense_to_sparse");
   EXPECT_EQ(line["temperature"], 1.5);

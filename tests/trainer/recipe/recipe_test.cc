@@ -80,7 +80,7 @@ TEST(Recipe, TheStepAloneGivesTheRecipe) {
   ASSERT_TRUE(ApplyPreset(&spec).empty());
   ApplyDefaults(&spec);
   for (uint64_t step : {0, 1, 100000}) {
-    EXPECT_EQ(RecipeAt(spec, step).phase, RecipePhase::kSteady);
+    EXPECT_EQ(RecipeAt(spec, step).phase, STEADY);
     EXPECT_EQ(RecipeAt(spec, step).router.balance().coefficient(), 0.5);
   }
 }

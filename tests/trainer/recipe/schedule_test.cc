@@ -27,27 +27,27 @@ TEST(RecipeSchedule, ThePhasesOfEvoMoeFollowFromTheStep) {
   const JobSpec spec = Job(100);
   EXPECT_EQ(spec.recipe().experts().spawn().step(), 10u);
   const RecipeSchedule schedule(spec.recipe());
-  EXPECT_EQ(schedule.PhaseAt(0), RecipePhase::kOneExpert);
-  EXPECT_EQ(schedule.PhaseAt(9), RecipePhase::kOneExpert);
-  EXPECT_EQ(schedule.PhaseAt(10), RecipePhase::kDenseToSparse);
-  EXPECT_EQ(schedule.PhaseAt(49), RecipePhase::kDenseToSparse);
-  EXPECT_EQ(schedule.PhaseAt(50), RecipePhase::kTopOne);
-  EXPECT_EQ(schedule.PhaseAt(1000), RecipePhase::kTopOne);
-  EXPECT_EQ(RecipeAt(spec, 30).phase, RecipePhase::kDenseToSparse);
+  EXPECT_EQ(schedule.PhaseAt(0), ONE_EXPERT);
+  EXPECT_EQ(schedule.PhaseAt(9), ONE_EXPERT);
+  EXPECT_EQ(schedule.PhaseAt(10), DENSE_TO_SPARSE);
+  EXPECT_EQ(schedule.PhaseAt(49), DENSE_TO_SPARSE);
+  EXPECT_EQ(schedule.PhaseAt(50), TOP_1);
+  EXPECT_EQ(schedule.PhaseAt(1000), TOP_1);
+  EXPECT_EQ(RecipeAt(spec, 30).phase, DENSE_TO_SPARSE);
   EXPECT_DOUBLE_EQ(RecipeAt(spec, 30).temperature, 2 - 0.5 * 1.7);
 }
 
 TEST(RecipeSchedule, EachPartAloneHasItsPhases) {
   JobSpec spawn = Job(100);
   spawn.mutable_recipe()->mutable_router()->mutable_select()->clear_dense_to_sparse();
-  EXPECT_EQ(RecipeSchedule(spawn.recipe()).PhaseAt(9), RecipePhase::kOneExpert);
-  EXPECT_EQ(RecipeSchedule(spawn.recipe()).PhaseAt(10), RecipePhase::kSteady);
+  EXPECT_EQ(RecipeSchedule(spawn.recipe()).PhaseAt(9), ONE_EXPERT);
+  EXPECT_EQ(RecipeSchedule(spawn.recipe()).PhaseAt(10), STEADY);
   EXPECT_EQ(RecipeSchedule(spawn.recipe()).TemperatureAt(10), 1);
   JobSpec gate = Job(100);
   gate.mutable_recipe()->mutable_experts()->clear_spawn();
-  EXPECT_EQ(RecipeSchedule(gate.recipe()).PhaseAt(0), RecipePhase::kDenseToSparse);
-  EXPECT_EQ(RecipeSchedule(gate.recipe()).PhaseAt(50), RecipePhase::kTopOne);
-  EXPECT_EQ(RecipeSchedule().PhaseAt(0), RecipePhase::kSteady);
+  EXPECT_EQ(RecipeSchedule(gate.recipe()).PhaseAt(0), DENSE_TO_SPARSE);
+  EXPECT_EQ(RecipeSchedule(gate.recipe()).PhaseAt(50), TOP_1);
+  EXPECT_EQ(RecipeSchedule().PhaseAt(0), STEADY);
 }
 
 TEST(RecipeSchedule, EVO4_TheTemperatureFallsFromTheFirstToTheLast) {
@@ -79,8 +79,8 @@ TEST(RecipeSchedule, EVO4_LinearAndExponentialDifferOnlyOnTheWay) {
 TEST(RecipeSchedule, AShortJobStillHasItsPhases) {
   const JobSpec spec = Job(2);
   EXPECT_EQ(spec.recipe().experts().spawn().step(), 1u);
-  EXPECT_EQ(RecipeSchedule(spec.recipe()).PhaseAt(0), RecipePhase::kOneExpert);
-  EXPECT_EQ(RecipeSchedule(spec.recipe()).PhaseAt(1), RecipePhase::kDenseToSparse);
+  EXPECT_EQ(RecipeSchedule(spec.recipe()).PhaseAt(0), ONE_EXPERT);
+  EXPECT_EQ(RecipeSchedule(spec.recipe()).PhaseAt(1), DENSE_TO_SPARSE);
 }
 
 }  // namespace

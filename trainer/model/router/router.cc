@@ -57,7 +57,7 @@ Routing Router::Route(const RouteInputs& inputs) const {
 }
 
 bool Router::OpensGate(const RouteInputs& inputs) const {
-  return inputs.training && config_.schedule.PhaseAt(inputs.step) == RecipePhase::kDenseToSparse;
+  return inputs.training && config_.schedule.PhaseAt(inputs.step) == DENSE_TO_SPARSE;
 }
 
 void Router::Choose(const RouteInputs& inputs, Routing& routing) const {
