@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/numbers.h"
@@ -55,9 +56,8 @@ absl::StatusOr<Range> ParseNodes(const std::string& text) {
 // A cluster of equal nodes, and the job that would run on it.
 struct Question {
   JobSpec spec;
-  ParameterCatalog catalog;
-  std::optional<ParameterCatalog> one_expert = {};  // before its spawn
-  PlanNode node = {};                               // what every node is like
+  CatalogsAhead catalogs;
+  PlanNode node = {};  // what every node is like
   std::optional<TrainingState> restored = {};
 };
 
@@ -65,7 +65,7 @@ struct Answer {
   uint32_t nodes = 0;
   absl::StatusOr<GenerationPlan> plan;
   JobSize size = {};  // of the plan, when there is one
-  std::optional<JobSize> before = {};  // the spawn, when the job has one
+  std::optional<JobSize> before = {};  // the spawn, where one is ahead
   int64_t parameters = 0;
   int64_t active_parameters = 0;  // that one token uses
 };
@@ -83,14 +83,17 @@ absl::StatusOr<TrainingState> LoadState(const JobSpec& spec, const std::string& 
 }
 
 absl::StatusOr<Question> Ask(const PlanFlags& flags, const JobSpec& spec) {
-  absl::StatusOr<ParameterCatalog> catalog = ParameterCatalog::Build(spec);
-  if (!catalog.ok()) return catalog.status();
-  Question question{.spec = spec, .catalog = *std::move(catalog)};
-  if (ExpertsAt(spec, 0) == Experts::kOne) {
-    auto one_expert = ParameterCatalog::Build(spec, Experts::kOne);
-    if (!one_expert.ok()) return one_expert.status();
-    question.one_expert = *std::move(one_expert);
+  std::optional<TrainingState> restored;
+  if (!flags.load.empty()) {
+    absl::StatusOr<TrainingState> state = LoadState(spec, flags.load);
+    if (!state.ok()) return state.status();
+    restored = *std::move(state);
   }
+  absl::StatusOr<CatalogsAhead> catalogs =
+      BuildCatalogsAhead(spec, restored ? restored->step() : 0);
+  if (!catalogs.ok()) return catalogs.status();
+  Question question{
+      .spec = spec, .catalogs = *std::move(catalogs), .restored = std::move(restored)};
   question.node.slots = flags.slots.value_or(spec.elastic().slots_per_node());
   question.node.cores = question.node.slots;
   if (!flags.memory.empty()) {
@@ -100,11 +103,6 @@ absl::StatusOr<Question> Ask(const PlanFlags& flags, const JobSpec& spec) {
           fmt::format("--memory: {}", std::string(memory.status().message())));
     }
     question.node.memory_bytes = *memory;
-  }
-  if (!flags.load.empty()) {
-    absl::StatusOr<TrainingState> state = LoadState(spec, flags.load);
-    if (!state.ok()) return state.status();
-    question.restored = *std::move(state);
   }
   return question;
 }
@@ -117,24 +115,24 @@ Answer AnswerFor(const Question& question, uint32_t nodes) {
     input.nodes.push_back(question.node);
     input.nodes.back().id = fmt::format("node{:0{}}", i, std::to_string(nodes).size());
   }
+  const CatalogsAhead& catalogs = question.catalogs;
   Answer answer{.nodes = nodes,
                 .plan = PlanGeneration(input),
-                .parameters = question.catalog.total_elements(),
-                .active_parameters = question.catalog.active_elements()};
+                .parameters = catalogs.all.total_elements(),
+                .active_parameters = catalogs.all.active_elements()};
   if (!answer.plan.ok()) return answer;
   const ExpertLoad load =
       question.restored ? RecordedLoad(question.spec.model(), *question.restored) : ExpertLoad();
-  answer.size = SizeJob({.spec = &question.spec,
-                         .catalog = &question.catalog,
-                         .mesh = &answer.plan->mesh,
-                         .placement = &answer.plan->placement,
-                         .load = &load});
-  if (question.one_expert) {
-    answer.before = SizeJob({.spec = &question.spec,
-                             .catalog = &*question.one_expert,
-                             .mesh = &answer.plan->mesh,
-                             .placement = &answer.plan->placement,
-                             .load = &load});
+  SizingInput sizing = {.spec = &question.spec,
+                        .catalog = &catalogs.all,
+                        .mesh = &answer.plan->mesh,
+                        .placement = &answer.plan->placement,
+                        .load = &load,
+                        .before_spawn = catalogs.before_spawn ? &*catalogs.before_spawn : nullptr};
+  answer.size = SizeJob(sizing);
+  if (sizing.before_spawn != nullptr) {
+    sizing.catalog = std::exchange(sizing.before_spawn, nullptr);
+    answer.before = SizeJob(sizing);
   }
   return answer;
 }
@@ -145,15 +143,15 @@ int64_t MostOnANode(const JobSize& size) {
   return most;
 }
 
-// The most that a rank has while experts are made of one: the parameters before and after.
-int64_t MostAtTheSpawn(const Answer& answer) {
+int64_t MostInARankAtTheSpawn(const JobSize& size) {
   int64_t most = 0;
-  for (size_t rank = 0; rank < answer.size.ranks.size(); ++rank) {
-    const RankMemory& before = answer.before->ranks[rank];
-    const RankMemory& after = answer.size.ranks[rank];
-    most = std::max(
-        most, before.weights + before.moments + before.gradients + after.weights + after.moments);
-  }
+  for (const RankMemory& rank : size.ranks) most = std::max(most, rank.at_spawn);
+  return most;
+}
+
+int64_t MostOnANodeUntilTheSpawn(const JobSize& size) {
+  int64_t most = 0;
+  for (const NodeMemory& node : size.nodes) most = std::max(most, node.until_spawn);
   return most;
 }
 
@@ -202,6 +200,7 @@ Json ToJson(const Answer& answer) {
                                    {"snapshot", node.snapshot},
                                    {"in_flight", node.in_flight},
                                    {"peer_copy", node.peer_copy},
+                                   {"until_spawn", node.until_spawn},
                                    {"most", node.most()}});
   }
   json["checkpoint_bytes"] = answer.size.checkpoint;
@@ -217,7 +216,7 @@ Json ToJson(const Answer& answer) {
     json["before_spawn"] = {{"node_most", MostOnANode(*answer.before)},
                             {"step_bytes", answer.before->traffic.total()},
                             {"checkpoint_bytes", answer.before->checkpoint},
-                            {"rank_at_spawn", MostAtTheSpawn(answer)}};
+                            {"rank_at_spawn", MostInARankAtTheSpawn(answer.size)}};
   }
   return json;
 }
@@ -295,10 +294,10 @@ void PrintOne(const Answer& answer, uint64_t node_bytes, std::ostream& out) {
   if (answer.before) {
     out << fmt::format(
         "before     the spawn: at most {} on a node, {} between ranks a step, a checkpoint of {}; "
-        "at "
-        "it at most {} in a rank\n",
+        "until it is done at most {} in a rank and {} on a node\n",
         Size(MostOnANode(*answer.before)), Size(answer.before->traffic.total()),
-        Size(answer.before->checkpoint), Size(MostAtTheSpawn(answer)));
+        Size(answer.before->checkpoint), Size(MostInARankAtTheSpawn(answer.size)),
+        Size(MostOnANodeUntilTheSpawn(answer.size)));
   }
   PrintMemory(answer, node_bytes, out);
 }

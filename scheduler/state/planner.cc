@@ -151,20 +151,28 @@ bool IsBetter(const Mesh& mesh, const ExpertLoad& load, const ExpertPlacement& a
   return ExpectedImbalance(mesh, a, load) < kWorthwhile * ExpectedImbalance(mesh, b, load);
 }
 
+absl::StatusOr<JobSize> SizeOf(const PlanInput& input, const Mesh& mesh,
+                               const ExpertPlacement& placement, const ExpertLoad& load) {
+  const uint64_t step = input.restored != nullptr ? input.restored->step() : 0;
+  const absl::StatusOr<CatalogsAhead> catalogs = BuildCatalogsAhead(*input.spec, step);
+  if (!catalogs.ok()) return catalogs.status();
+  return SizeJob({.spec = input.spec,
+                  .catalog = &catalogs->all,
+                  .mesh = &mesh,
+                  .placement = &placement,
+                  .load = &load,
+                  .before_spawn = catalogs->before_spawn ? &*catalogs->before_spawn : nullptr});
+}
+
 // What a node would need beyond what it has, in words; empty: nothing, or nobody knows.
 std::string MissingMemory(const PlanInput& input, const std::vector<PlanNode>& nodes,
                           const Mesh& mesh, const ExpertPlacement& placement,
                           const ExpertLoad& load) {
   if (!KnowMemory(nodes)) return "";
-  const absl::StatusOr<ParameterCatalog> catalog = ParameterCatalog::Build(*input.spec);
-  if (!catalog.ok()) return "";
-  const JobSize size = SizeJob({.spec = input.spec,
-                                .catalog = &*catalog,
-                                .mesh = &mesh,
-                                .placement = &placement,
-                                .load = &load});
+  const absl::StatusOr<JobSize> size = SizeOf(input, mesh, placement, load);
+  if (!size.ok()) return "";
   for (size_t i = 0; i < nodes.size(); ++i) {
-    const auto most = static_cast<uint64_t>(size.nodes[i].most());
+    const auto most = static_cast<uint64_t>(size->nodes[i].most());
     if (static_cast<double>(most) <= kUsableMemory * static_cast<double>(nodes[i].memory_bytes)) {
       continue;
     }

@@ -65,8 +65,8 @@ struct GenerationPlan {
 // The global batch is the job's, whatever the nodes: ranks share its micro-batches, so a step means
 // the same in every generation. Takes the fewest nodes that need as few rounds of micro-batches as
 // all of them would; of the nodes there are, those of the last generation first, then by id. A
-// number of nodes whose ranks would not fit into their memory (by SizeJob) is passed over for the
-// next best: with other divisors its ranks hold fewer experts each.
+// number of nodes whose ranks would not fit into their memory (by SizeJob, with a spawn that is
+// ahead) is passed over for the next best: with other divisors its ranks hold fewer experts each.
 //
 // Experts stay where the restored state has them, when the layout has the same shape: the same
 // layout then gives the same bits in every mode. Otherwise they are placed by the recorded load.

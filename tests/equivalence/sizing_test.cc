@@ -170,6 +170,29 @@ class SizingTest : public ::testing::TestWithParam<Case> {
            static_cast<double>(plan.micro_batches);
   }
 
+  // The most that each rank's tensors took from the first step to the one that ends in the spawn.
+  std::vector<int64_t> MostUntilTheSpawn() const {
+    std::vector<int64_t> most(mesh_->size());
+    RunRanks(mesh_->size(), [&](Communicator& world) {
+      at::set_num_threads(1);
+      const CountedMemory memory;
+      auto trainer = Trainer::Create({.spec = spec_,
+                                      .mesh = *mesh_,
+                                      .placement = *placement_,
+                                      .rank = world.rank(),
+                                      .world = &world,
+                                      .experts = Experts::kOne});
+      if (!trainer.ok()) throw std::runtime_error(std::string(trainer.status().message()));
+      (*trainer)->InitialiseParameters();
+      while ((*trainer)->catalog().which() == Experts::kOne) {
+        const auto outcome = (*trainer)->Step({});
+        if (!outcome.ok()) throw std::runtime_error(std::string(outcome.status().message()));
+      }
+      most[world.rank()] = memory.most();
+    });
+    return most;
+  }
+
   Measured Run() {
     Measured all;
     all.ranks.resize(mesh_->size());
@@ -373,6 +396,36 @@ TEST_P(SizingTest, SnapshotsAndCheckpointsAreAsPredicted) {
   EXPECT_EQ(size.checkpoint, tensors);
 }
 
+class SpawnSizingTest : public SizingTest {};
+
+TEST_P(SpawnSizingTest, TheMomentOfTheSpawnIsAsPredicted) {
+  const CatalogsAhead catalogs = *BuildCatalogsAhead(spec_, 0);
+  const ExpertLoad even;
+  const JobSize size = SizeJob({.spec = &spec_,
+                                .catalog = &catalogs.all,
+                                .mesh = &*mesh_,
+                                .placement = &*placement_,
+                                .load = &even,
+                                .before_spawn = &*catalogs.before_spawn});
+  const std::vector<int64_t> most = MostUntilTheSpawn();
+  int64_t processes = 0;
+  for (int r = 0; r < mesh_->size(); ++r) {
+    SCOPED_TRACE("rank " + std::to_string(r));
+    const int64_t predicted = size.ranks[r].at_spawn;
+    processes += predicted;
+    if (GetParam().reproducible) {  // the new parameters have no partial sums yet
+      EXPECT_GE(predicted, most[r]);
+      EXPECT_LE(static_cast<double>(predicted), 1.75 * static_cast<double>(most[r]));
+    } else {
+      EXPECT_NEAR(static_cast<double>(predicted), static_cast<double>(most[r]),
+                  0.02 * static_cast<double>(most[r]));
+    }
+  }
+  ASSERT_EQ(size.nodes.size(), 1u);
+  EXPECT_GT(size.nodes[0].until_spawn, processes);  // with the snapshots of then
+  EXPECT_EQ(size.nodes[0].most(), std::max(size.nodes[0].steady(), size.nodes[0].until_spawn));
+}
+
 void ReuseOfTwo(RecipeSpec& recipe) {
   recipe.mutable_experts()->set_reuse(2);
   // From the first step on.
@@ -382,6 +435,7 @@ void StateOfTwenty(RecipeSpec& recipe) { recipe.mutable_router()->mutable_state(
 void NullExperts(RecipeSpec& recipe) { recipe.mutable_experts()->set_null_experts(kExperts); }
 // After the steps that are run.
 void SpawnLater(RecipeSpec& recipe) { recipe.mutable_experts()->mutable_spawn()->set_step(15); }
+void SpawnSoon(RecipeSpec& recipe) { recipe.mutable_experts()->mutable_spawn()->set_step(2); }
 // Every token takes every expert.
 void OpenGate(RecipeSpec& recipe) {
   RouterSpec& router = *recipe.mutable_router();
@@ -430,6 +484,34 @@ INSTANTIATE_TEST_SUITE_P(
              .more = ReuseOfTwo,
              .sequence = 256}),
     [](const auto& param) { return param.param.name; });
+
+// Steps of few tokens, so that no rank has more in its steps than at the spawn.
+INSTANTIATE_TEST_SUITE_P(Recipes, SpawnSizingTest,
+                         ::testing::Values(Case{.name = "Spawn",
+                                                .ranks = 2,
+                                                .expert = 2,
+                                                .per_node = 2,
+                                                .preset = "top_k",
+                                                .more = SpawnSoon,
+                                                .sequence = 8},
+                                           Case{.name = "SpawnBf16Copies",
+                                                .ranks = 4,
+                                                .expert = 4,
+                                                .per_node = 4,
+                                                .copies = 1,
+                                                .bf16 = true,
+                                                .preset = "top_k",
+                                                .more = SpawnSoon,
+                                                .sequence = 8},
+                                           Case{.name = "SpawnReproducible",
+                                                .ranks = 2,
+                                                .expert = 2,
+                                                .per_node = 2,
+                                                .reproducible = true,
+                                                .preset = "top_k",
+                                                .more = SpawnSoon,
+                                                .sequence = 8}),
+                         [](const auto& param) { return param.param.name; });
 
 INSTANTIATE_TEST_SUITE_P(
     Layouts, SizingTest,

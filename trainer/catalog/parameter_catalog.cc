@@ -318,4 +318,15 @@ std::array<uint8_t, 16> ParameterCatalog::Hash() const {
   return hash;
 }
 
+absl::StatusOr<CatalogsAhead> BuildCatalogsAhead(const JobSpec& spec, uint64_t step) {
+  absl::StatusOr<ParameterCatalog> all = ParameterCatalog::Build(spec);
+  if (!all.ok()) return all.status();
+  CatalogsAhead ahead = {.all = *std::move(all), .before_spawn = {}};
+  if (ExpertsAt(spec, step) == Experts::kAll) return ahead;
+  absl::StatusOr<ParameterCatalog> one = ParameterCatalog::Build(spec, Experts::kOne);
+  if (!one.ok()) return one.status();
+  ahead.before_spawn = *std::move(one);
+  return ahead;
+}
+
 }  // namespace moesaic

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -141,5 +142,13 @@ class ParameterCatalog {
   int active_ = 0;
   int nulls_ = 0;
 };
+
+// What a job works on from a step on.
+struct CatalogsAhead {
+  ParameterCatalog all;
+  std::optional<ParameterCatalog> before_spawn;  // of Experts::kOne, where the spawn is ahead
+};
+// Of the steps after `step` steps. InvalidArgument: as ParameterCatalog::Build.
+absl::StatusOr<CatalogsAhead> BuildCatalogsAhead(const JobSpec& spec, uint64_t step);
 
 }  // namespace moesaic

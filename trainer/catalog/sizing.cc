@@ -441,9 +441,30 @@ class Sizer {
   JobSize size_;
 };
 
+// What the ranks and nodes of `size` need until all experts are made of those of `before`.
+void CountSpawn(const JobSize& before, const Mesh& mesh, JobSize* size) {
+  std::map<std::string, int64_t> processes;  // by node
+  for (int r = 0; r < mesh.size(); ++r) {
+    RankMemory& rank = size->ranks[r];
+    rank.at_spawn = before.ranks[r].parameters() + rank.parameters();
+    processes[mesh.place(r).node] += rank.at_spawn;
+  }
+  for (size_t n = 0; n < size->nodes.size(); ++n) {
+    const NodeMemory& then = before.nodes[n];
+    size->nodes[n].until_spawn = std::max(then.processes, processes[then.node]) + then.snapshots();
+  }
+}
+
 }  // namespace
 
-JobSize SizeJob(const SizingInput& input) { return Sizer(input).Run(); }
+JobSize SizeJob(const SizingInput& input) {
+  JobSize size = Sizer(input).Run();
+  if (input.before_spawn == nullptr) return size;
+  SizingInput before = input;
+  before.catalog = input.before_spawn;
+  CountSpawn(Sizer(before).Run(), *input.mesh, &size);
+  return size;
+}
 
 namespace {
 

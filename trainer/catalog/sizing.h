@@ -6,6 +6,7 @@
 // experts.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -24,6 +25,8 @@ struct SizingInput {
   const Mesh* mesh = nullptr;
   const ExpertPlacement* placement = nullptr;
   const ExpertLoad* load = nullptr;  // empty: every expert takes the same
+  // The catalogue until the job's spawn, where that is ahead (CatalogsAhead); null: it is not.
+  const ParameterCatalog* before_spawn = nullptr;
 };
 
 // Bytes of one rank.
@@ -35,10 +38,15 @@ struct RankMemory {
   // as if every expert got rows of every micro-batch, so no less than what there will be.
   int64_t gradients = 0;
   int64_t activations = 0;  // of one micro-batch, estimated
+  // While experts are made of one, when the parameters from before and those of all experts exist
+  // side by side, each with `gradients`, and no activations (in reproducible mode more than there
+  // will be: partial sums come later); 0: no spawn is ahead.
+  int64_t at_spawn = 0;
   // In shared memory, kept by its agent:
   int64_t snapshot = 0;  // the objects that it writes: masters and moments; without their index
 
-  int64_t process() const { return weights + moments + gradients + activations; }
+  int64_t parameters() const { return weights + moments + gradients; }
+  int64_t process() const { return parameters() + activations; }
 };
 
 // Bytes of one node.
@@ -49,8 +57,13 @@ struct NodeMemory {
   int64_t in_flight = 0;  // the second buffer, while a snapshot is on its way
   // Of the node before it, in a ring; another as much while a newer one is being copied.
   int64_t peer_copy = 0;
+  // The most before the spawn and at it, with the snapshots of then; 0: no spawn is ahead.
+  int64_t until_spawn = 0;
 
-  int64_t most() const { return processes + snapshot + in_flight + 2 * peer_copy; }
+  int64_t snapshots() const { return snapshot + in_flight + 2 * peer_copy; }
+  // Once all experts are there.
+  int64_t steady() const { return processes + snapshots(); }
+  int64_t most() const { return std::max(steady(), until_spawn); }
 };
 
 // Bytes a step that leave a rank for another, over all ranks. An all-reduce counts as a

@@ -126,15 +126,19 @@ TEST_F(PlanVerb, SaysWhatAJobNeedsBeforeItsSpawn) {
   EXPECT_FALSE(PlanJson({"--nodes", "2"}).contains("before_spawn"));
   Write(std::string(kSmallJob) + "recipe: {experts: {spawn: {}}}\n" +
         "elastic: {nodes: {min: 1, max: 8}}\n");
-  EXPECT_THAT(Plan({"--nodes", "2"}).out, HasSubstr("before     the spawn: at most "));
+  EXPECT_THAT(Plan({"--nodes", "2"}).out, AllOf(HasSubstr("before     the spawn: at most "),
+                                                HasSubstr("until it is done at most ")));
   const Json plan = PlanJson({"--nodes", "2"});
   const Json& before = plan["before_spawn"];
   EXPECT_LT(before["checkpoint_bytes"], plan["checkpoint_bytes"]);
   EXPECT_LT(before["node_most"], plan["node_memory"][0]["most"]);
   EXPECT_LT(before["step_bytes"].get<double>(), plan["step_bytes"]["total"].get<double>());
   const Json& rank = plan["rank_memory"][0];
+  const Json& node = plan["node_memory"][0];
   EXPECT_GT(before["rank_at_spawn"],
             rank["weights"].get<int64_t>() + rank["moments"].get<int64_t>());
+  EXPECT_GT(node["until_spawn"], before["rank_at_spawn"]);
+  EXPECT_GE(node["most"], node["until_spawn"]);
 }
 
 TEST_F(PlanVerb, ARangeOfNodesIsATable) {

@@ -4,6 +4,8 @@
 
 #include "tests/scheduler/state/cluster_fixture.h"
 #include "trainer/catalog/expert_state.h"
+#include "trainer/catalog/parameter_catalog.h"
+#include "trainer/catalog/sizing.h"
 
 namespace moesaic {
 namespace {
@@ -232,6 +234,39 @@ TEST(Planner, RefusesWithTheNumbersWhereNoDegreeFits) {
   plan = Plan(spec, NodesOf(10, 40));
   EXPECT_TRUE(absl::IsFailedPrecondition(plan.status())) << plan.status();
   EXPECT_NE(plan.status().message().find("a larger parallel.expert"), std::string::npos);
+}
+
+// A job of large dense layers and small experts needs more while its experts are made than later.
+TEST(Planner, ASpawnThatIsAheadNeedsItsMemory) {
+  JobSpec spec = SmallJob("a", 1, 1, 1);
+  spec.mutable_model()->set_vocabulary(1 << 16);
+  spec.mutable_recipe()->mutable_experts()->mutable_spawn()->set_step(5);
+  const auto plan = Plan(spec, NodesOf(1, 0));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const CatalogsAhead catalogs = *BuildCatalogsAhead(spec, 0);
+  const ExpertLoad even;
+  const NodeMemory node = SizeJob({.spec = &spec,
+                                   .catalog = &catalogs.all,
+                                   .mesh = &plan->mesh,
+                                   .placement = &plan->placement,
+                                   .load = &even,
+                                   .before_spawn = &*catalogs.before_spawn})
+                              .nodes.front();
+  ASSERT_GT(node.until_spawn, node.steady());
+  const auto needs = [](int64_t bytes) { return static_cast<uint64_t>(1 + 10 * bytes / 9); };
+  PlanInput input = {.spec = &spec, .nodes = NodesOf(1, 0)};
+  input.nodes[0].memory_bytes = needs(node.steady());
+  const absl::Status refused = PlanGeneration(input).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(refused)) << refused;
+  TrainingState state;
+  input.restored = &state;
+  for (const auto& [step, ahead] : {std::pair(4u, true), {5u, false}, {6u, false}}) {
+    state.set_step(step);
+    EXPECT_EQ(PlanGeneration(input).ok(), !ahead) << step;
+  }
+  input.restored = nullptr;
+  input.nodes[0].memory_bytes = needs(node.until_spawn);
+  EXPECT_TRUE(PlanGeneration(input).ok()) << PlanGeneration(input).status();
 }
 
 TEST(Planner, RankTableHasEveryExpertOfEveryLayer) {
