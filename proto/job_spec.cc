@@ -508,6 +508,25 @@ class CrossFieldRules {
              "needs layers that share experts (recipe.experts.reuse); for a layer's own there is "
              "balance.coefficient");
     }
+    CheckLaterCoefficient(balance);
+  }
+
+  void CheckLaterCoefficient(const BalanceSpec& balance) {
+    const std::string path = "recipe.router.balance.later";
+    if (!balance.has_later() ||
+        !Sound({"recipe.router.balance.later.step", "recipe.router.balance.later.coefficient"})) {
+      return;
+    }
+    if (balance.later().coefficient() == balance.coefficient()) {
+      Report(path + ".coefficient", "is what coefficient is before (", balance.coefficient(),
+             "), so nothing would change: give another, or leave `later` out");
+    }
+    const SpawnSpec& spawn = spec_.recipe().experts().spawn();
+    if (Sound({"recipe.experts.spawn.step"}) && balance.later().step() <= spawn.step()) {
+      Report(path + ".step", "must be above recipe.experts.spawn.step (", spawn.step(), "), not ",
+             balance.later().step(),
+             ": there is nothing to balance until then, so coefficient would never be used");
+    }
   }
 
   void CheckNullExperts(const RouterSpec& router) {

@@ -28,6 +28,12 @@ void Groups(RecipeSpec& recipe) {
   select.set_group_limit(2);
 }
 
+void Coefficients(BalanceSpec& balance, double first, double later) {
+  balance.set_coefficient(first);
+  balance.mutable_later()->set_step(2);
+  balance.mutable_later()->set_coefficient(later);
+}
+
 const Case kCases[] = {
     {"DeepSeekMoe", "deepseek_moe",
      [](RecipeSpec& recipe) { recipe.mutable_experts()->set_segments(2); }},
@@ -75,6 +81,18 @@ const Case kCases[] = {
      [](RecipeSpec& recipe) { recipe.mutable_router()->mutable_select()->set_top_p(0.3); }},
     {"GlobalBalance", "top_k",
      [](RecipeSpec& recipe) { recipe.mutable_router()->mutable_balance()->set_scope(GLOBAL); }},
+    // From the step on that a resume begins with.
+    {"GlobalBalanceLater", "top_k",
+     [](RecipeSpec& recipe) {
+       BalanceSpec& balance = *recipe.mutable_router()->mutable_balance();
+       balance.set_scope(GLOBAL);
+       Coefficients(balance, 0, 0.5);
+     }},
+    {"AdaMoeLater", "adamoe",
+     [](RecipeSpec& recipe) {
+       recipe.mutable_experts()->set_null_experts(6);
+       Coefficients(*recipe.mutable_router()->mutable_balance(), 0.5, 1e-4);
+     }},
 };
 
 class RecipeEquality : public ::testing::TestWithParam<Case> {

@@ -311,7 +311,21 @@ INSTANTIATE_TEST_SUITE_P(
                 "recipe { router { select { candidates { mode: RANDOM_ALL } } balance { "
                 "entropy: 0.1 } } }",
                 "recipe.router.balance.entropy: with recipe.router.select.candidates: it would "
-                "be of experts that cannot be chosen"}),
+                "be of experts that cannot be chosen"},
+        Refusal{"LaterCoefficientWithoutAStep",
+                "recipe { router { balance { later { coefficient: 0 } } } }",
+                "recipe.router.balance.later.step: is required"},
+        Refusal{"LaterCoefficientThatIsTheSame",
+                "recipe { router { balance { coefficient: 0.02 later { step: 9 coefficient: 0.02 "
+                "} } } }",
+                "recipe.router.balance.later.coefficient: is what coefficient is before (0.02), "
+                "so nothing would change: give another, or leave `later` out"},
+        Refusal{"LaterCoefficientBeforeTheExperts",
+                "recipe { experts { spawn {} } router { balance { later { step: 10 coefficient: 0 "
+                "} } } }",
+                "recipe.router.balance.later.step: must be above recipe.experts.spawn.step (10), "
+                "not 10: there is nothing to balance until then, so coefficient would never be "
+                "used"}),
     [](const auto& refusal) { return refusal.param.label; });
 
 TEST(ValidateJob, AsksForATokenizerOrAVocabulary) {

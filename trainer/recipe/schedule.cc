@@ -5,6 +5,11 @@
 
 namespace moesaic {
 
+double BalanceCoefficientAt(const BalanceSpec& balance, uint64_t step) {
+  const bool later = balance.has_later() && step >= balance.later().step();
+  return later ? balance.later().coefficient() : balance.coefficient();
+}
+
 RecipeSchedule::RecipeSchedule(const RecipeSpec& recipe) {
   if (recipe.experts().has_spawn()) spawn_step_ = recipe.experts().spawn().step();
   const SelectSpec& select = recipe.router().select();

@@ -9,6 +9,9 @@
 
 namespace moesaic {
 
+// alpha of the balance loss (trainer/model/router/balance.h).
+double BalanceCoefficientAt(const BalanceSpec& balance, uint64_t step);
+
 // Steps are 0-based: what is asked for is the step that comes after `step` steps.
 class RecipeSchedule {
  public:

@@ -116,6 +116,27 @@ TEST(AdaMoe, ADA3_TheLossIsItsCoefficientAtBalance) {
   EXPECT_NEAR(routing.aux_loss, 0.3, 1e-6);
 }
 
+// Choice, loss and gradient are those of a rule that always had the step's coefficient.
+TEST(AdaMoe, ADA9_TheLaterCoefficientCountsFromItsStepOn) {
+  const at::Tensor logits = RandomLogits(40, 9);
+  for (const auto& [first, later] : {std::pair("0.02", "1e-4"), {"0", "0.3"}, {"0.3", "0"}}) {
+    const Router scheduled = AdaMoe(5, 4, 3,
+                                    absl::StrCat("balance { coefficient: ", first,
+                                                 " later { step: 7 coefficient: ", later, " } }"));
+    for (const auto& [step, now] : {std::pair(6u, first), {7u, later}, {8u, later}}) {
+      SCOPED_TRACE(absl::StrCat(first, ", then ", later, ", step ", step));
+      const Router constant = AdaMoe(5, 4, 3, absl::StrCat("balance { coefficient: ", now, " }"));
+      const RouteInputs inputs = {.logits = logits, .step = step};
+      const Routing routing = scheduled.Route(inputs), expected = constant.Route(inputs);
+      EXPECT_TRUE(at::equal(routing.expert, expected.expert));
+      EXPECT_EQ(routing.aux_loss, expected.aux_loss);
+      const at::Tensor dweight = RandomLogits(40, 3, 9) * routing.selected.ge(0);
+      EXPECT_TRUE(at::equal(scheduled.Backward(inputs, routing, dweight, 0.7),
+                            constant.Backward(inputs, expected, dweight, 0.7)));
+    }
+  }
+}
+
 TEST(AdaMoe, ADA4_ATokenWithNullExpertsAloneGetsExactlyZero) {
   const JobSpec spec = SmallJob(
       "model { moe { pattern { every: 1 first: 0 } } } "

@@ -382,6 +382,41 @@ TEST(DeepSeekMoe, DSM13_ABiasDoesNotChangeTheSequenceLoss) {
   EXPECT_EQ(biased.aux_loss, plain.aux_loss);
 }
 
+// With the coefficient at 0 before or after, too, where a loss over groups remains.
+TEST(DeepSeekMoe, DSM13_ABiasChangesNoLossWhateverTheCoefficientIsInAStep) {
+  for (const char* coefficients : {"coefficient: 0 later { step: 7 coefficient: 0.5 }",
+                                   "coefficient: 0.5 later { step: 7 coefficient: 0 }"}) {
+    const Router router({.rule = Rule(absl::StrCat("score: SIGMOID balance { groups: 2 "
+                                                   "group_coefficient: 0.3 ",
+                                                   coefficients, " }")),
+                         .experts = 6,
+                         .active = 2});
+    for (const uint64_t step : {6, 7}) {
+      RouteInputs inputs = {.logits = RandomLogits(24, 6), .step = step};
+      const Routing plain = router.Route(inputs);
+      inputs.bias = at::tensor({1.0f, 0.0f, 0.0f, 0.0f, -1.0f, 0.0f});
+      const Routing biased = router.Route(inputs);
+      EXPECT_NE(biased.counts, plain.counts);
+      EXPECT_EQ(biased.aux_loss, plain.aux_loss) << coefficients << ", step " << step;
+    }
+  }
+}
+
+// The load is there when the loss begins to count it.
+TEST(DeepSeekMoe, ALossThatBeginsLaterTakesTheLoadOfTheStepBefore) {
+  const std::string global = "balance { scope: GLOBAL coefficient: ";
+  const Router later(
+      {.rule = Rule(global + "0 later { step: 7 coefficient: 0.5 } }"), .experts = 6, .active = 2});
+  const Router always({.rule = Rule(global + "0.5 }"), .experts = 6, .active = 2});
+  RouteInputs inputs = {.logits = RandomLogits(24, 6),
+                        .step = 6,
+                        .load = at::tensor({9.0f, 3.0f, 1.0f, 0.0f, 5.0f, 2.0f})};
+  EXPECT_EQ(later.Route(inputs).aux_loss, 0);
+  inputs.step = 7;
+  EXPECT_GT(later.Route(inputs).aux_loss, 0);
+  EXPECT_EQ(later.Route(inputs).aux_loss, always.Route(inputs).aux_loss);
+}
+
 TEST(DeepSeekMoe, TheSequenceLossIsTheMeanOfEachSequenceByItself) {
   const at::Tensor logits = RandomLogits(24, 6);
   const Router whole({.rule = Rule("balance { coefficient: 0.5 }"), .experts = 6, .active = 2});

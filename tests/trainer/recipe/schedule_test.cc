@@ -83,5 +83,16 @@ TEST(RecipeSchedule, AShortJobStillHasItsPhases) {
   EXPECT_EQ(RecipeSchedule(spec.recipe()).PhaseAt(1), DENSE_TO_SPARSE);
 }
 
+TEST(BalanceCoefficient, IsTheLaterOneFromItsStepOn) {
+  BalanceSpec balance;
+  balance.set_coefficient(0.02);
+  EXPECT_EQ(BalanceCoefficientAt(balance, 1000), 0.02);
+  balance.mutable_later()->set_step(10);
+  balance.mutable_later()->set_coefficient(0);
+  EXPECT_EQ(BalanceCoefficientAt(balance, 9), 0.02);
+  EXPECT_EQ(BalanceCoefficientAt(balance, 10), 0);
+  EXPECT_EQ(BalanceCoefficientAt(balance, 1000), 0);
+}
+
 }  // namespace
 }  // namespace moesaic

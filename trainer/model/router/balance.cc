@@ -10,6 +10,7 @@
 #include "trainer/model/router/entropy.h"
 #include "trainer/model/router/rows.h"
 #include "trainer/model/router/select.h"
+#include "trainer/recipe/schedule.h"
 
 namespace moesaic {
 namespace {
@@ -44,8 +45,7 @@ double Total(const BalanceInputs& in, std::span<const float> scores) {
 }
 
 bool HasPrices(const BalanceInputs& in) {
-  return in.rule->coefficient() != 0 || in.rule->group_coefficient() != 0 ||
-         in.rule->communication() != 0 || !in.pool_prices.empty();
+  return CountsSelected(*in.rule, in.step) || !in.pool_prices.empty();
 }
 
 // Tokens with an expert in each group.
@@ -71,7 +71,7 @@ class Prices {
         width_(in.scores.size(1) / in.groups),
         frequencies_(Frequencies(selected)),
         prices_(frequencies_) {
-    const double alpha = in.rule->coefficient();
+    const double alpha = BalanceCoefficientAt(*in.rule, in.step);
     for (double& price : prices_) price *= alpha;
     AddGroups();
     if (in.rule->communication() != 0) AddCommunication(SentByGroup(in, selected));
@@ -175,6 +175,11 @@ double EntropyLoss(const BalanceInputs& in) {
 }
 
 }  // namespace
+
+bool CountsSelected(const BalanceSpec& rule, uint64_t step) {
+  return BalanceCoefficientAt(rule, step) != 0 || rule.group_coefficient() != 0 ||
+         rule.communication() != 0;
+}
 
 double BalanceLoss(const BalanceInputs& in) {
   const int64_t tokens = in.scores.size(0);

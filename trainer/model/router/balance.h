@@ -37,6 +37,7 @@ namespace moesaic {
 
 struct BalanceInputs {
   const BalanceSpec* rule = nullptr;
+  uint64_t step = 0;  // 0-based: alpha depends on it (BalanceSpec::later)
   const ScoreKind* score = nullptr;
   at::Tensor logits;          // fp32 [T, E]
   at::Tensor scores;          // fp32 [T, E]
@@ -57,6 +58,9 @@ struct BalanceInputs {
   // By expert, what a token pays for p_e beside (PoolPrices); empty: nothing.
   std::span<const double> pool_prices = {};
 };
+
+// Whether a loss of the layer in that step counts what is selected.
+bool CountsSelected(const BalanceSpec& rule, uint64_t step);
 
 // The loss, without the pool's; 0 when T is 0. Sums run in token order, in double.
 double BalanceLoss(const BalanceInputs& inputs);

@@ -64,10 +64,9 @@ void Router::Choose(const RouteInputs& inputs, Routing& routing) const {
   routing.candidates = Candidates(inputs);
   routing.selected = Select(inputs, routing);
   // What a bias does must not count as what the scores want (DeepSeek-V3, eq. 18).
-  routing.balanced =
-      inputs.bias.defined() && config_.rule.balance().coefficient() != 0
-          ? SelectTopK(WithoutOthers(routing.scores, routing.candidates), active())
-          : routing.selected;
+  routing.balanced = inputs.bias.defined() && CountsSelected(config_.rule.balance(), inputs.step)
+                         ? SelectTopK(WithoutOthers(routing.scores, routing.candidates), active())
+                         : routing.selected;
   if (config_.nulls > 0) TakeNulls(routing);
 }
 
@@ -144,6 +143,7 @@ int64_t Router::Drop(const RouteInputs& inputs, Routing& routing) const {
 BalanceInputs Router::BalanceOf(const RouteInputs& inputs, const Routing& routing) const {
   const BalanceSpec& rule = config_.rule.balance();
   BalanceInputs balance = {.rule = &rule,
+                           .step = inputs.step,
                            .score = &score_,
                            .logits = inputs.logits,
                            .scores = routing.scores,
