@@ -8,9 +8,9 @@
 
 #include "absl/time/clock.h"
 #include "launcher/verbs/connection_flags.h"
-#include "launcher/verbs/verb_list.h"
 #include "scheduler/service/server.h"
 #include "tests/base/scratch_folder.h"
+#include "tests/launcher/verbs/run_moesaic.h"
 
 namespace moesaic {
 namespace {
@@ -20,11 +20,6 @@ using ::testing::Not;
 
 class CertsTest : public ::testing::Test {
  protected:
-  int Run(std::vector<std::string> arguments) {
-    out_.str("");
-    err_.str("");
-    return RunProgram(std::move(arguments), context_);
-  }
   static unsigned ModeOf(const std::string& path) {
     struct stat info = {};
     EXPECT_EQ(stat(path.c_str(), &info), 0) << path;
@@ -33,17 +28,13 @@ class CertsTest : public ::testing::Test {
 
   const ScratchFolder scratch_;
   const std::string dir_ = scratch_.path();
-  std::ostringstream out_;
-  std::ostringstream err_;
-  VerbContext context_{
-      .out = out_, .err = err_, .environment = {}, .program_path = "", .vocabulary_of = {}};
 };
 
 TEST_F(CertsTest, InitMakesOneOfEachRoleForTheirOwnersOnly) {
   const std::string certs = dir_ + "/certs";
-  ASSERT_EQ(Run({"certs", "init", certs, "--hosts", "n1,n2", "--days", "30"}), kExitOk)
-      << err_.str();
-  EXPECT_THAT(out_.str(), HasSubstr("host of node n2: " + certs + "/hosts/n2/"));
+  const VerbOutcome made = RunMoesaic({"certs", "init", certs, "--hosts", "n1,n2", "--days", "30"});
+  ASSERT_EQ(made.exit_code, kExitOk) << made.err;
+  EXPECT_THAT(made.out, HasSubstr("host of node n2: " + certs + "/hosts/n2/"));
   for (const Role role : {ROLE_CLI, ROLE_AGENT, ROLE_WORKER, ROLE_COORDINATOR}) {
     const TlsFiles files = TlsFilesIn(certs, role);
     EXPECT_TRUE(LoadTls(files, absl::Now()).ok());
@@ -53,21 +44,24 @@ TEST_F(CertsTest, InitMakesOneOfEachRoleForTheirOwnersOnly) {
     EXPECT_EQ(ModeOf(entry.path()), entry.is_directory() ? 0700u : 0600u) << entry.path();
   }
   EXPECT_TRUE(LoadTls(TlsFilesIn(certs + "/hosts/n1", ROLE_WORKER), absl::Now()).ok());
-  EXPECT_EQ(Run({"certs", "show", certs + "/hosts/n1/agent.pem"}), kExitOk);
-  EXPECT_THAT(out_.str(), HasSubstr("role agent, of node n1 only"));
-  EXPECT_EQ(Run({"certs", "show", certs + "/ca.pem"}), kExitOk);
-  EXPECT_THAT(out_.str(), HasSubstr("an authority"));
-  EXPECT_EQ(Run({"certs", "show", certs + "/cli.key"}), kExitUsage);
+  const VerbOutcome agent = RunMoesaic({"certs", "show", certs + "/hosts/n1/agent.pem"});
+  EXPECT_EQ(agent.exit_code, kExitOk);
+  EXPECT_THAT(agent.out, HasSubstr("role agent, of node n1 only"));
+  const VerbOutcome authority = RunMoesaic({"certs", "show", certs + "/ca.pem"});
+  EXPECT_EQ(authority.exit_code, kExitOk);
+  EXPECT_THAT(authority.out, HasSubstr("an authority"));
+  EXPECT_EQ(RunMoesaic({"certs", "show", certs + "/cli.key"}).exit_code, kExitUsage);
 
-  EXPECT_EQ(Run({"certs", "init", certs}), kExitUsage);
-  EXPECT_THAT(err_.str(), HasSubstr("never overwritten"));
-  EXPECT_EQ(Run({"certs", "init", dir_ + "/bad", "--hosts", "../n1"}), kExitUsage);
+  const VerbOutcome again = RunMoesaic({"certs", "init", certs});
+  EXPECT_EQ(again.exit_code, kExitUsage);
+  EXPECT_THAT(again.err, HasSubstr("never overwritten"));
+  EXPECT_EQ(RunMoesaic({"certs", "init", dir_ + "/bad", "--hosts", "../n1"}).exit_code, kExitUsage);
   EXPECT_FALSE(std::filesystem::exists(dir_ + "/bad"));
 }
 
 TEST_F(CertsTest, FilesThatDoNotFitAreNamed) {
   const std::string certs = dir_ + "/certs";
-  ASSERT_EQ(Run({"certs", "init", certs, "--days", "1"}), kExitOk);
+  ASSERT_EQ(RunMoesaic({"certs", "init", certs, "--days", "1"}).exit_code, kExitOk);
   TlsFiles files = TlsFilesIn(certs, ROLE_CLI);
   const auto refusal = [&files](absl::Duration later) {
     return std::string(LoadTls(files, absl::Now() + later).status().message());
@@ -91,8 +85,8 @@ class ConnectTest : public CertsTest {
  protected:
   void SetUp() override {
     CertsTest::SetUp();
-    ASSERT_EQ(Run({"certs", "init", dir_ + "/certs"}), kExitOk);
-    ASSERT_EQ(Run({"certs", "init", dir_ + "/others"}), kExitOk);
+    ASSERT_EQ(RunMoesaic({"certs", "init", dir_ + "/certs"}).exit_code, kExitOk);
+    ASSERT_EQ(RunMoesaic({"certs", "init", dir_ + "/others"}).exit_code, kExitOk);
     CoordinatorOptions options;
     options.store_path = dir_ + "/coordinator.sqlite";
     core_ = *CoordinatorCore::Open(options);
@@ -114,6 +108,10 @@ class ConnectTest : public CertsTest {
     return ExitCodeFor(connection->Explain(connection->stub->GetJob(&call, JobRef(), &status)));
   }
 
+  std::ostringstream out_;
+  std::ostringstream err_;
+  VerbContext context_{
+      .out = out_, .err = err_, .environment = {}, .program_path = "", .vocabulary_of = {}};
   std::unique_ptr<CoordinatorCore> core_;
   std::unique_ptr<CoordinatorServer> server_;
 };

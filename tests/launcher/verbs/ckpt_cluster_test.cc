@@ -1,15 +1,12 @@
 // moesaic ckpt with --coordinator: the verbs, run in process against a real coordinator on loopback.
+#include "launcher/verbs/ckpt_cluster.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <filesystem>
-#include <fstream>
-#include <nlohmann/json.hpp>
-#include <sstream>
 
-#include "launcher/verbs/ckpt.h"
-#include "launcher/verbs/ckpt_cluster.h"
+#include "tests/launcher/verbs/run_moesaic.h"
 #include "tests/scheduler/service/cluster_of_one.h"
 #include "tests/trainer/checkpoint/tiny_job.h"
 #include "trainer/checkpoint/format/manifest.h"
@@ -20,14 +17,6 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::Not;
 using Json = nlohmann::json;
-
-struct Result {
-  int exit_code;
-  std::string out;
-  std::string err;
-
-  Json json() const { return Json::parse(out); }
-};
 
 class CkptClusterTest : public ClusterOfOne {
  protected:
@@ -50,23 +39,10 @@ class CkptClusterTest : public ClusterOfOne {
     StartJob(spec);
   }
 
-  Result Ckpt(std::vector<std::string> arguments) const {
+  VerbOutcome Ckpt(std::vector<std::string> arguments) const {
     arguments.insert(arguments.begin(), "ckpt");
     arguments.insert(arguments.end(), {"--coordinator", server_->address()});
-    std::ostringstream out;
-    std::ostringstream err;
-    VerbContext context{
-        .out = out, .err = err, .environment = {}, .program_path = "", .vocabulary_of = {}};
-    CLI::App program("", "moesaic");
-    RegisterCkpt(program, context);
-    // CLI11 takes the arguments from the back.
-    std::ranges::reverse(arguments);
-    try {
-      program.parse(std::move(arguments));
-    } catch (const CLI::ParseError& error) {
-      return {kExitUsage, "", error.what()};
-    }
-    return {context.exit_code, out.str(), err.str()};
+    return RunMoesaic(std::move(arguments));
   }
 
   std::string At(uint64_t step) const { return job_ + "@" + std::to_string(step); }
@@ -92,7 +68,7 @@ TEST_F(CkptClusterTest, LsSaysWhatThereIsAndWhyItStays) {
   EXPECT_GT(first["files"], 0);
   EXPECT_EQ(json["checkpoints"][1]["kept_for"], Json::array());
   EXPECT_EQ(json["checkpoints"][2]["kept_for"], Json({"newest"}));
-  const Result text = Ckpt({"ls", At(200)});
+  const VerbOutcome text = Ckpt({"ls", At(200)});
   EXPECT_THAT(text.out, HasSubstr("         200  "));
   EXPECT_THAT(text.out, Not(HasSubstr("         300  ")));
 }
@@ -109,18 +85,12 @@ TEST_F(CkptClusterTest, ShowSaysTheSameAsOfTheFolder) {
 }
 
 TEST_F(CkptClusterTest, VerifyPassesWhatIsSoundAndSetsAsideWhatIsNot) {
-  const Result sound = Ckpt({"verify", "--all", job_, "-o", "json"});
+  const VerbOutcome sound = Ckpt({"verify", "--all", job_, "-o", "json"});
   EXPECT_EQ(sound.exit_code, kExitOk) << sound.err;
   EXPECT_EQ(sound.json()["checkpoints"].size(), 3u);
 
-  const std::string file = PathOf(200) + "/x-L001-E0000.safetensors";
-  std::filesystem::copy_file(file, file + ".copy");  // another step may have it, too
-  std::filesystem::rename(file + ".copy", file);
-  std::fstream stream(file, std::ios::in | std::ios::out | std::ios::binary);
-  stream.seekp(-1, std::ios::end);
-  stream.put('\x7f');
-  stream.close();
-  const Result damaged = Ckpt({"verify", At(200)});
+  DamageTiny(PathOf(200));
+  const VerbOutcome damaged = Ckpt({"verify", At(200)});
   EXPECT_EQ(damaged.exit_code, kExitCheckpointInvalid);
   EXPECT_THAT(damaged.out, HasSubstr("x-L001-E0000.safetensors"));
   EXPECT_THAT(damaged.err, HasSubstr("was moved to .quarantine"));
@@ -134,15 +104,15 @@ TEST_F(CkptClusterTest, VerifyPassesWhatIsSoundAndSetsAsideWhatIsNot) {
 
 TEST_F(CkptClusterTest, RmRefusesThePinnedAndTheUsed) {
   ASSERT_EQ(Ckpt({"pin", At(100)}).exit_code, kExitOk);
-  const Result pinned = Ckpt({"rm", At(100)});
+  const VerbOutcome pinned = Ckpt({"rm", At(100)});
   EXPECT_EQ(pinned.exit_code, kExitUsage);
   EXPECT_THAT(pinned.err, HasSubstr("is pinned; --force"));
   ASSERT_EQ(Ckpt({"unpin", At(100)}).exit_code, kExitOk);
-  const Result removed = Ckpt({"rm", At(100), "-o", "json"});
+  const VerbOutcome removed = Ckpt({"rm", At(100), "-o", "json"});
   EXPECT_EQ(removed.json()["removed"], Json({PathOf(100)}));
   EXPECT_FALSE(std::filesystem::exists(PathOf(100)));
   // The job goes on from the newest.
-  const Result used = Ckpt({"rm", At(300), "--force"});
+  const VerbOutcome used = Ckpt({"rm", At(300), "--force"});
   EXPECT_EQ(used.exit_code, kExitUsage);
   EXPECT_THAT(used.err, HasSubstr("stop it first"));
   EXPECT_TRUE(std::filesystem::exists(PathOf(300)));
@@ -154,7 +124,7 @@ TEST_F(CkptClusterTest, WhatIsNotThereIsExit3AndWhatIsNoJobExit2) {
     EXPECT_EQ(Ckpt({verb, dir_ + "/checkpoints"}).exit_code, kExitUsage) << verb;
   }
   for (const char* verb : {"show", "verify", "pin", "unpin", "rm"}) {
-    const Result result = Ckpt({verb, At(150)});
+    const VerbOutcome result = Ckpt({verb, At(150)});
     EXPECT_EQ(result.exit_code, kExitNotFound) << verb;
     EXPECT_THAT(result.err, HasSubstr("no checkpoint of step 150")) << verb;
   }

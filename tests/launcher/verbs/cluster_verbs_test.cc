@@ -6,13 +6,12 @@
 
 #include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <sstream>
 #include <thread>
 
 #include "launcher/verbs/job_view.h"
 #include "launcher/verbs/rank_list.h"
-#include "launcher/verbs/verb_list.h"
+#include "tests/launcher/verbs/run_moesaic.h"
 #include "tests/scheduler/service/cluster_of_one.h"
 #include "tests/scheduler/state/cluster_fixture.h"
 
@@ -23,12 +22,6 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
 using Json = nlohmann::json;
-
-struct Result {
-  int exit_code = 0;
-  std::string out;
-  std::string err;
-};
 
 // Output that another thread looks at while it is written.
 class LockedText : public std::streambuf {
@@ -55,26 +48,19 @@ class LockedText : public std::streambuf {
   std::string text_ ABSL_GUARDED_BY(mutex_);
 };
 
-Result RunMoesaic(std::vector<std::string> arguments, LockedText* text = nullptr) {
-  LockedText own;
-  if (text == nullptr) text = &own;
-  std::ostream out(text);
-  std::ostringstream err;
-  VerbContext context{.out = out,
-                      .err = err,
-                      .environment = {},
-                      .program_path = "",
-                      .vocabulary_of = {}};
-  const int exit_code = RunProgram(std::move(arguments), context);
-  return {exit_code, text->text(), err.str()};
-}
-
 class ClusterVerbsTest : public ClusterOfOne {
  protected:
   // Not Run: a test has a function of that name.
-  Result Moesaic(std::vector<std::string> arguments, LockedText* text = nullptr) const {
+  VerbOutcome Moesaic(std::vector<std::string> arguments) const {
+    LockedText text;
+    return MoesaicInto(&text, std::move(arguments));
+  }
+  VerbOutcome MoesaicInto(LockedText* text, std::vector<std::string> arguments) const {
     arguments.insert(arguments.end(), {"--coordinator", server_->address()});
-    return RunMoesaic(std::move(arguments), text);
+    std::ostream out(text);
+    VerbOutcome outcome = RunMoesaicInto(out, std::move(arguments));
+    outcome.out = text->text();
+    return outcome;
   }
 
   JobSpec Spec(const std::string& name) const {
@@ -94,26 +80,26 @@ class ClusterVerbsTest : public ClusterOfOne {
 };
 
 TEST_F(ClusterVerbsTest, ListShowsJobsInColumnsAndAsJson) {
-  EXPECT_EQ(Json::parse(Moesaic({"list", "-o", "json"}).out), Json::parse(R"({"jobs": []})"));
+  EXPECT_EQ(Moesaic({"list", "-o", "json"}).json(), Json::parse(R"({"jobs": []})"));
   Submit("first");
   Submit("second");
-  const Result text = Moesaic({"list"});
+  const VerbOutcome text = Moesaic({"list"});
   EXPECT_EQ(text.exit_code, kExitOk);
   EXPECT_THAT(text.out, HasSubstr("JOB     STATE"));
   EXPECT_THAT(text.out, HasSubstr("second  WAITING"));
-  const Json jobs = Json::parse(Moesaic({"list", "-o", "json", "--state", "waiting"}).out)["jobs"];
+  const Json jobs = Moesaic({"list", "-o", "json", "--state", "waiting"}).json()["jobs"];
   ASSERT_EQ(jobs.size(), 2u);
   EXPECT_EQ(jobs[0]["job"], "first");
-  EXPECT_EQ(Json::parse(Moesaic({"list", "-o", "json", "--state", "RUNNING"}).out)["jobs"].size(), 0u);
+  EXPECT_EQ(Moesaic({"list", "-o", "json", "--state", "RUNNING"}).json()["jobs"].size(), 0u);
   EXPECT_EQ(Moesaic({"list", "--state", "BUSY"}).exit_code, kExitUsage);
 }
 
 TEST_F(ClusterVerbsTest, StatusSaysWhatAJobWaitsFor) {
   Submit("a");
-  const Result text = Moesaic({"status", "a"});
+  const VerbOutcome text = Moesaic({"status", "a"});
   EXPECT_EQ(text.exit_code, kExitOk);
   EXPECT_THAT(text.out, HasSubstr("a: WAITING: waiting for nodes"));
-  const Json json = Json::parse(Moesaic({"status", "a", "-o", "json"}).out);
+  const Json json = Moesaic({"status", "a", "-o", "json"}).json();
   EXPECT_EQ(json["state"], "WAITING");
   EXPECT_EQ(json["step"], 0);
   EXPECT_TRUE(json["committed_step"].is_null());
@@ -166,7 +152,7 @@ TEST_F(ClusterVerbsTest, WaitEndsWithTheJobsCodeOrTimesOut) {
   Submit("a");
   EXPECT_EQ(Moesaic({"wait", "a", "--timeout", "0s"}).exit_code, kExitTimedOut);
   EXPECT_EQ(Moesaic({"stop", "a"}).exit_code, kExitOk);
-  const Result ended = Moesaic({"wait", "a"});
+  const VerbOutcome ended = Moesaic({"wait", "a"});
   EXPECT_EQ(ended.exit_code, kExitCancelled);
   EXPECT_EQ(ended.out, "");
   EXPECT_THAT(ended.err, HasSubstr("CANCELLED"));
@@ -177,9 +163,9 @@ TEST_F(ClusterVerbsTest, EventsGoOnOverARestartOfTheCoordinator) {
   const std::string events = Moesaic({"events", "a", "-o", "json"}).out;
   EXPECT_EQ(Json::parse(events.substr(0, events.find('\n')))["sequence"], 1);
   const uint64_t newest = core_->GetJob("a")->newest_event();
-  Result followed;
+  VerbOutcome followed;
   LockedText text;
-  std::thread follower([&] { followed = Moesaic({"events", "a", "-f", "-o", "json"}, &text); });
+  std::thread follower([&] { followed = MoesaicInto(&text, {"events", "a", "-f", "-o", "json"}); });
   while (text.text().empty()) std::this_thread::yield();
   const std::string address = server_->address();
   StopServer();
@@ -217,9 +203,9 @@ TEST_F(ClusterVerbsTest, LogsShowARankOrSeveral) {
 TEST_F(ClusterVerbsTest, FollowedLogsEndWithTheJobAndLoseNothingOverARestart) {
   StartJob(Spec("a"));
   Log("a", "rank-0.log", "before\n");
-  Result followed;
+  VerbOutcome followed;
   LockedText text;
-  std::thread follower([&] { followed = Moesaic({"logs", "-f", "a"}, &text); });
+  std::thread follower([&] { followed = MoesaicInto(&text, {"logs", "-f", "a"}); });
   while (text.text() != "before\n") std::this_thread::yield();
   const std::string address = server_->address();
   StopServer();
@@ -245,7 +231,7 @@ TEST_F(ClusterVerbsTest, LogsThatLeadOutOfTheRunFolderAreNotRead) {
   std::filesystem::create_symlink(dir_ + "/secret", folder + "rank-0.log");
   ASSERT_EQ(mkfifo((folder + "rank-1.log").c_str(), 0600), 0);
   for (const char* rank : {"0", "1"}) {
-    const Result result = Moesaic({"logs", "a", "--rank", rank});
+    const VerbOutcome result = Moesaic({"logs", "a", "--rank", rank});
     EXPECT_NE(result.exit_code, kExitOk) << rank;
     EXPECT_EQ(result.out, "") << rank;
   }
@@ -253,14 +239,14 @@ TEST_F(ClusterVerbsTest, LogsThatLeadOutOfTheRunFolderAreNotRead) {
   Log("a", "rank-2.log", "mine\n");
   std::filesystem::rename(dir_ + "/a/logs", dir_ + "/elsewhere");
   std::filesystem::create_directory_symlink(dir_ + "/elsewhere", dir_ + "/a/logs");
-  const Result result = Moesaic({"logs", "a", "--rank", "2"});
+  const VerbOutcome result = Moesaic({"logs", "a", "--rank", "2"});
   EXPECT_NE(result.exit_code, kExitOk);
   EXPECT_EQ(result.out, "");
 }
 
 TEST_F(ClusterVerbsTest, NodesAreListedAndChanged) {
   StartJob(Spec("a"));
-  const Json nodes = Json::parse(Moesaic({"node", "ls", "-o", "json"}).out)["nodes"];
+  const Json nodes = Moesaic({"node", "ls", "-o", "json"}).json()["nodes"];
   ASSERT_EQ(nodes.size(), 1u);
   EXPECT_EQ(nodes[0]["node"], "n1");
   EXPECT_EQ(nodes[0]["state"], "BUSY");
@@ -282,7 +268,7 @@ TEST_F(ClusterVerbsTest, SubmitPrintsTheIdAndSendsAbsolutePaths) {
                       << "train: {steps: 10, global_batch: 2, micro_batch: 1}\n";
   EXPECT_EQ(RunMoesaic({"submit", "-f", file, "--dry-run", "--coordinator", "127.0.0.1:1"}).exit_code,
             kExitOk);
-  const Result result = Moesaic({"submit", "-f", file, "--id", "tiny-2"});
+  const VerbOutcome result = Moesaic({"submit", "-f", file, "--id", "tiny-2"});
   EXPECT_EQ(result.exit_code, kExitOk) << result.err;
   EXPECT_EQ(result.out, "tiny-2\n");
   EXPECT_EQ(core_->GetSpec("tiny-2")->run().dir(),

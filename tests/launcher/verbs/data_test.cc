@@ -4,7 +4,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "launcher/verbs/byte_progress.h"
@@ -25,7 +24,7 @@ class DataVerbs : public ::testing::Test {
     for (int i = 0; i < 300; ++i) text += "some text, number " + std::to_string(i) + "\n";
     WriteBytes(text_, text);
   }
-  Outcome Tokenizer() {
+  VerbOutcome Tokenizer() {
     return RunMoesaic({"data", "tokenizer", "--input", text_, "--vocabulary", "300", "--output",
                        model_, "-o", "json"});
   }
@@ -36,15 +35,15 @@ class DataVerbs : public ::testing::Test {
 };
 
 TEST_F(DataVerbs, MakeTokenFilesFromText) {
-  const Outcome tokenizer = Tokenizer();
+  const VerbOutcome tokenizer = Tokenizer();
   ASSERT_EQ(tokenizer.exit_code, kExitOk) << tokenizer.err;
-  EXPECT_EQ(nlohmann::json::parse(tokenizer.out)["vocabulary"], 300);
+  EXPECT_EQ(tokenizer.json()["vocabulary"], 300);
 
-  const Outcome prepared = RunMoesaic(
+  const VerbOutcome prepared = RunMoesaic(
       {"data", "prepare", "--tokenizer", model_, "--input", text_, "--output", folder_ / "train",
        "--validation-output", folder_ / "validation", "--validation-share", "0.2", "-o", "json"});
   ASSERT_EQ(prepared.exit_code, kExitOk) << prepared.err;
-  const auto summary = nlohmann::json::parse(prepared.out);
+  const auto summary = prepared.json();
   for (const char* part : {"train", "validation"}) {
     const auto tokens = IndexedTokens::Open(folder_ / part);
     ASSERT_TRUE(tokens.ok()) << tokens.status();
@@ -59,7 +58,7 @@ TEST_F(DataVerbs, MakeTokenFilesFromText) {
 }
 
 TEST_F(DataVerbs, AMissingFileIsAUsageError) {
-  const Outcome outcome = RunMoesaic(
+  const VerbOutcome outcome = RunMoesaic(
       {"data", "prepare", "--tokenizer", model_, "--input", text_, "--output", folder_ / "train"});
   EXPECT_EQ(outcome.exit_code, kExitUsage);
   EXPECT_THAT(outcome.err, HasSubstr(model_));
@@ -68,7 +67,7 @@ TEST_F(DataVerbs, AMissingFileIsAUsageError) {
 
 TEST_F(DataVerbs, AWrongSeparatorIsAUsageError) {
   ASSERT_EQ(Tokenizer().exit_code, kExitOk);
-  const Outcome outcome =
+  const VerbOutcome outcome =
       RunMoesaic({"data", "prepare", "--tokenizer", model_, "--input", text_, "--output",
                   folder_ / "train", "--document-separator", "a\\q"});
   EXPECT_EQ(outcome.exit_code, kExitUsage);

@@ -5,12 +5,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
-#include <sstream>
 
+#include "tests/base/scratch_folder.h"
 #include "tests/launcher/config/small_job.h"
+#include "tests/launcher/verbs/run_moesaic.h"
 #include "tests/trainer/checkpoint/tiny_job.h"
 
 namespace moesaic {
@@ -21,53 +20,29 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 using Json = nlohmann::json;
 
-struct Outcome {
-  int exit_code;
-  std::string out;
-  std::string err;
-};
-
 class PlanVerb : public ::testing::Test {
  protected:
-  PlanVerb() {
-    std::filesystem::remove_all(folder_);
-    std::filesystem::create_directories(folder_);
-    Write(std::string(kSmallJob) + "elastic: {nodes: {min: 1, max: 8}}\n");
-  }
-  ~PlanVerb() override { std::filesystem::remove_all(folder_); }
+  PlanVerb() { Write(std::string(kSmallJob) + "elastic: {nodes: {min: 1, max: 8}}\n"); }
 
   void Write(const std::string& text) const { std::ofstream(job_) << text; }
 
-  Outcome Plan(std::vector<std::string> arguments) const {
+  VerbOutcome Plan(std::vector<std::string> arguments) const {
     arguments.insert(arguments.begin(), {"plan", "-f", job_});
-    std::ostringstream out;
-    std::ostringstream err;
-    VerbContext context{
-        .out = out, .err = err, .environment = {}, .program_path = "", .vocabulary_of = {}};
-    CLI::App program("", "moesaic");
-    program.require_subcommand(1);
-    RegisterPlan(program, context);
-    std::ranges::reverse(arguments);
-    try {
-      program.parse(std::move(arguments));
-    } catch (const CLI::ParseError& error) {
-      return {kExitUsage, "", error.what()};
-    }
-    return {context.exit_code, out.str(), err.str()};
+    return RunMoesaic(std::move(arguments));
   }
   Json PlanJson(std::vector<std::string> arguments) const {
     arguments.insert(arguments.end(), {"-o", "json"});
-    const Outcome outcome = Plan(std::move(arguments));
+    const VerbOutcome outcome = Plan(std::move(arguments));
     EXPECT_EQ(outcome.exit_code, kExitOk) << outcome.err;
-    return Json::parse(outcome.out);
+    return outcome.json();
   }
 
-  const std::string folder_ = ::testing::TempDir() + "/plan_verb_" + std::to_string(getpid());
-  const std::string job_ = folder_ + "/job.yaml";
+  const ScratchFolder folder_;
+  const std::string job_ = folder_ / "job.yaml";
 };
 
 TEST_F(PlanVerb, SaysWhichLayoutAndWhyAndWhatItNeeds) {
-  const Outcome outcome = Plan({"--nodes", "2", "--memory", "1GiB"});
+  const VerbOutcome outcome = Plan({"--nodes", "2", "--memory", "1GiB"});
   ASSERT_EQ(outcome.exit_code, kExitOk) << outcome.err;
   EXPECT_THAT(outcome.out,
               AllOf(HasSubstr("of them used by a token"),
@@ -81,7 +56,7 @@ TEST_F(PlanVerb, SaysWhichLayoutAndWhyAndWhatItNeeds) {
 }
 
 TEST_F(PlanVerb, SaysWhyANodeIsSpare) {
-  const Outcome outcome = Plan({"--nodes", "3"});
+  const VerbOutcome outcome = Plan({"--nodes", "3"});
   ASSERT_EQ(outcome.exit_code, kExitOk) << outcome.err;
   EXPECT_THAT(outcome.out, AllOf(HasSubstr("layout     2 nodes"),
                                  HasSubstr("spare      node3: 3 nodes would need as many rounds "
@@ -143,7 +118,7 @@ TEST_F(PlanVerb, SaysWhatAJobNeedsBeforeItsSpawn) {
 
 TEST_F(PlanVerb, ARangeOfNodesIsATable) {
   Write(std::string(kSmallJob) + "elastic: {nodes: {min: 2, max: 3}}\n");
-  const Outcome outcome = Plan({"--nodes", "1:5"});
+  const VerbOutcome outcome = Plan({"--nodes", "1:5"});
   ASSERT_EQ(outcome.exit_code, kExitOk) << outcome.err;
   EXPECT_THAT(outcome.out, AllOf(HasSubstr("NODES"), HasSubstr("1 of at least 2 nodes"),
                                  HasSubstr("3 nodes would need as many rounds of micro-batches a "
@@ -169,25 +144,14 @@ TEST_F(PlanVerb, MemoryChoosesTheNumberOfNodes) {
   EXPECT_EQ(plan["expert"], 5);
   EXPECT_THAT(plan["spares"][0]["reason"].get<std::string>(),
               AllOf(HasSubstr("on 11 nodes, with expert degree 1"), HasSubstr("may use 270 MiB")));
-  const Outcome refused = Plan({"--nodes", "1", "--memory", "30MiB"});
+  const VerbOutcome refused = Plan({"--nodes", "1", "--memory", "30MiB"});
   EXPECT_EQ(refused.exit_code, kExitUsage);
   EXPECT_THAT(refused.err, AllOf(HasSubstr("too little memory"), HasSubstr("node1 would need")));
 }
 
 TEST_F(PlanVerb, RecordedLoadOfACheckpointPlacesExperts) {
-  const std::string path = folder_ + "/checkpoints";
+  const std::string path = folder_ / "checkpoints";
   const auto root = *CheckpointRoot::Open(&FileSystem::System(), path);
-  const auto commit = [&](uint64_t step, bool with_load) {
-    const std::string staging = *root->BeginStaging(step, 1);
-    auto reports = *PersistTiny(&FileSystem::System(), staging, 2, step, 1);
-    for (ShardsPersisted& report : reports) {
-      if (!with_load) continue;
-      LayerLoad* load = report.mutable_state()->add_expert_load();
-      load->set_layer(1);
-      for (const double tokens : {10, 1, 1}) load->add_tokens(tokens);
-    }
-    ASSERT_TRUE(root->Commit(TinyRequest(staging, reports, 1)).ok());
-  };
   Write("name: tiny\n"
         "model: {layers: 2, hidden: 8, heads: 2, kv_heads: 1, sequence: 8, dense_width: 12,\n"
         "        vocabulary: 16, moe: {experts: 3, active: 2, expert_width: 4,\n"
@@ -195,12 +159,12 @@ TEST_F(PlanVerb, RecordedLoadOfACheckpointPlacesExperts) {
         "data: {train: [{path: x}]}\n"
         "train: {steps: 100, global_batch: 2, micro_batch: 1}\n"
         "elastic: {nodes: {max: 2}}\n");
-  commit(100, false);
-  const Outcome unknown = Plan({"--nodes", "2", "--load", path});
+  ASSERT_TRUE(CommitTiny(&FileSystem::System(), root.get(), 2, 100, 1).ok());
+  const VerbOutcome unknown = Plan({"--nodes", "2", "--load", path});
   EXPECT_EQ(unknown.exit_code, kExitUsage);
   EXPECT_THAT(unknown.err, HasSubstr("records no load of this model's experts"));
-  commit(200, true);
-  const Outcome outcome = Plan({"--nodes", "2", "--load", path});
+  ASSERT_TRUE(CommitTinyWithLoad(&FileSystem::System(), root.get(), 2, 200, 1, {10, 1, 1}).ok());
+  const VerbOutcome outcome = Plan({"--nodes", "2", "--load", path});
   ASSERT_EQ(outcome.exit_code, kExitOk) << outcome.err;
   EXPECT_THAT(outcome.out, HasSubstr("experts placed by recorded load: the busiest rank takes 1.67 "
                                      "of the mean, 1.83 if placed by number"));
@@ -208,12 +172,12 @@ TEST_F(PlanVerb, RecordedLoadOfACheckpointPlacesExperts) {
 
 TEST_F(PlanVerb, RefusesWhatItCannotAnswer) {
   for (const char* nodes : {"0", "3:2", "x", "1:2:3", "5000", "-1", ""}) {
-    const Outcome outcome = Plan({"--nodes", nodes});
+    const VerbOutcome outcome = Plan({"--nodes", nodes});
     EXPECT_EQ(outcome.exit_code, kExitUsage) << nodes;
   }
   EXPECT_THAT(Plan({"--nodes", "3:2"}).err, HasSubstr("a number from 1 to 4096 or a range"));
   EXPECT_THAT(Plan({"--nodes", "2", "--memory", "lots"}).err, HasSubstr("--memory"));
-  EXPECT_EQ(Plan({"--nodes", "2", "--load", folder_ + "/nowhere"}).exit_code, kExitNotFound);
+  EXPECT_EQ(Plan({"--nodes", "2", "--load", folder_ / "nowhere"}).exit_code, kExitNotFound);
   EXPECT_THAT(Plan({"--nodes", "2", "--set", "parallel.expert=9"}).err,
               HasSubstr("parallel.expert: must be at most model.moe.experts (8)"));
   EXPECT_THAT(Plan({"--nodes", "3", "--set", "parallel.expert=4", "--set", "elastic.nodes.max=3"})

@@ -2,9 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <sstream>
-
-#include "launcher/verbs/verb_list.h"
+#include "tests/launcher/verbs/run_moesaic.h"
 
 namespace moesaic {
 namespace {
@@ -12,29 +10,10 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
-struct Outcome {
-  int exit_code;
-  std::string out;
-  std::string err;
-};
-
-Outcome RunMoesaic(std::vector<std::string> arguments,
-                   std::map<std::string, std::string> environment = {}) {
-  std::ostringstream out;
-  std::ostringstream err;
-  VerbContext context{.out = out,
-                      .err = err,
-                      .environment = std::move(environment),
-                      .program_path = "",
-                      .vocabulary_of = {}};
-  const int exit_code = RunProgram(std::move(arguments), context);
-  return {exit_code, out.str(), err.str()};
-}
-
 TEST(Program, HelpIsSuccessOnStdout) {
   for (const std::vector<std::string>& arguments :
        {std::vector<std::string>{"--help"}, {"version", "--help"}, {"config", "check", "--help"}}) {
-    const Outcome outcome = RunMoesaic(arguments);
+    const VerbOutcome outcome = RunMoesaic(arguments);
     EXPECT_EQ(outcome.exit_code, kExitOk);
     EXPECT_THAT(outcome.out, HasSubstr("Usage: moesaic"));
     EXPECT_EQ(outcome.err, "");
@@ -58,14 +37,14 @@ TEST(Version, NamesTheBuild) {
 }
 
 TEST(ConfigCheck, AcceptsAShippedFile) {
-  const Outcome outcome =
+  const VerbOutcome outcome =
       RunMoesaic({"config", "check", "-f", "configs/quickstart.yaml", "--no-inputs"});
   EXPECT_EQ(outcome.exit_code, kExitOk);
   EXPECT_EQ(outcome.err, "configs/quickstart.yaml is a valid job file\n");
 }
 
 TEST(ConfigCheck, PrintsEveryProblemAndExits2) {
-  const Outcome outcome =
+  const VerbOutcome outcome =
       RunMoesaic({"config", "check", "-f", "configs/quickstart.yaml", "--no-inputs", "--set",
                   "train.steps=0", "--set", "model.heads=3"});
   EXPECT_EQ(outcome.exit_code, kExitUsage);
@@ -80,15 +59,15 @@ TEST(ConfigCheck, PrintsEveryProblemAndExits2) {
 }
 
 TEST(ConfigCheck, LooksForTheInputs) {
-  const Outcome outcome = RunMoesaic({"config", "check", "-f", "configs/quickstart.yaml", "--set",
-                                      "data.tokenizer=/nonexistent/bpe.model"});
+  const VerbOutcome outcome = RunMoesaic({"config", "check", "-f", "configs/quickstart.yaml",
+                                          "--set", "data.tokenizer=/nonexistent/bpe.model"});
   EXPECT_EQ(outcome.exit_code, kExitUsage);
   EXPECT_THAT(outcome.err,
               HasSubstr("--set: data.tokenizer: there is no file /nonexistent/bpe.model\n"));
 }
 
 TEST(ConfigCheck, AMissingJobFileIsAUsageError) {
-  const Outcome outcome = RunMoesaic({"config", "check", "-f", "nowhere.yaml"});
+  const VerbOutcome outcome = RunMoesaic({"config", "check", "-f", "nowhere.yaml"});
   EXPECT_EQ(outcome.exit_code, kExitUsage);
   EXPECT_EQ(outcome.err, "moesaic: there is no job file nowhere.yaml\n");
 }
@@ -96,7 +75,7 @@ TEST(ConfigCheck, AMissingJobFileIsAUsageError) {
 TEST(ConfigShow, PrintsWhatWasGivenOrEverything) {
   const std::vector<std::string> show = {"config", "show", "-f", "configs/quickstart.yaml"};
   const std::map<std::string, std::string> environment = {{"MOESAIC_TRAIN__STEPS", "70"}};
-  const Outcome given = RunMoesaic(show, environment);
+  const VerbOutcome given = RunMoesaic(show, environment);
   EXPECT_EQ(given.exit_code, kExitOk);
   EXPECT_THAT(given.out, HasSubstr("\n  steps: 70\n"));
   EXPECT_THAT(given.out, ::testing::Not(HasSubstr("lease_ttl: auto")));

@@ -6,10 +6,10 @@
 
 #include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "launcher/report/svg_plot.h"
+#include "tests/base/scratch_folder.h"
 #include "tests/launcher/verbs/run_moesaic.h"
 #include "trainer/metrics/metrics_file.h"
 
@@ -43,33 +43,29 @@ StepRecord Validated(StepRecord record, double loss) {
 
 class ReportVerb : public ::testing::Test {
  protected:
-  void SetUp() override { std::filesystem::create_directories(folder_); }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-
   // Returns the run's folder.
   std::string Write(const std::string& name, const std::vector<StepRecord>& records) {
-    auto file = MetricsFile::Open(folder_ + "/" + name);
+    auto file = MetricsFile::Open(folder_ / name);
     EXPECT_TRUE(file.ok()) << file.status();
     for (const StepRecord& record : records) EXPECT_TRUE((*file)->Append(record).ok());
-    return folder_ + "/" + name;
+    return folder_ / name;
   }
   std::string ReadFile(const std::string& name) {
-    std::ifstream in(folder_ + "/" + name);
+    std::ifstream in(folder_ / name);
     std::stringstream text;
     text << in.rdbuf();
     return text.str();
   }
 
-  const std::string folder_ = ::testing::TempDir() + "/report_" +
-                              ::testing::UnitTest::GetInstance()->current_test_info()->name();
+  const ScratchFolder folder_;
 };
 
 TEST_F(ReportVerb, SaysARunInNumbers) {
   // Step 2 is done twice: its last line counts.
   const std::string run = Write("a", {Record(1, 4), Record(2, 9), Validated(Record(2, 3), 3.5)});
-  const Outcome json = RunMoesaic({"report", run, "-o", "json"});
+  const VerbOutcome json = RunMoesaic({"report", run, "-o", "json"});
   ASSERT_EQ(json.exit_code, kExitOk) << json.err;
-  const auto list = nlohmann::json::parse(json.out);
+  const auto list = json.json();
   ASSERT_EQ(list.size(), 1u);
   const auto& summary = list[0];
   EXPECT_EQ(summary["run"], "a");
@@ -86,7 +82,7 @@ TEST_F(ReportVerb, SaysARunInNumbers) {
   EXPECT_EQ(summary["wire_bytes"], 4096);
   EXPECT_EQ(summary["mutual_information"], 0.5);
 
-  const Outcome text = RunMoesaic({"report", run + "/metrics.jsonl"});
+  const VerbOutcome text = RunMoesaic({"report", run + "/metrics.jsonl"});
   ASSERT_EQ(text.exit_code, kExitOk) << text.err;
   EXPECT_THAT(text.out, HasSubstr("VALIDATION"));
   EXPECT_THAT(text.out, HasSubstr("a    2"));
@@ -96,8 +92,7 @@ TEST_F(ReportVerb, SaysARunInNumbers) {
 TEST_F(ReportVerb, DrawsAPageOfSeveralRunsThatLoadsNothing) {
   const std::string a = Write("a", {Record(1, 4), Validated(Record(2, 3), 3.5)});
   const std::string b = Write("b", {Record(1, 5), Record(2, 4)});
-  const Outcome outcome =
-      RunMoesaic({"report", a + "/", b, "--html", folder_ + "/page.html"});
+  const VerbOutcome outcome = RunMoesaic({"report", a + "/", b, "--html", folder_ / "page.html"});
   ASSERT_EQ(outcome.exit_code, kExitOk) << outcome.err;
   const std::string page = ReadFile("page.html");
   EXPECT_THAT(page, HasSubstr("<!doctype html>"));
@@ -117,7 +112,7 @@ TEST_F(ReportVerb, DrawsAPageOfSeveralRunsThatLoadsNothing) {
 
 TEST_F(ReportVerb, EscapesWhatItIsGiven) {
   const std::string run = Write("<b>&\"x'\x1b[31m", {Record(1, 4), Record(2, 3)});
-  const Outcome outcome = RunMoesaic({"report", run, "--html", folder_ + "/page.html"});
+  const VerbOutcome outcome = RunMoesaic({"report", run, "--html", folder_ / "page.html"});
   ASSERT_EQ(outcome.exit_code, kExitOk) << outcome.err;
   EXPECT_THAT(outcome.out, Not(HasSubstr("\x1b")));
   const std::string page = ReadFile("page.html");
@@ -127,29 +122,31 @@ TEST_F(ReportVerb, EscapesWhatItIsGiven) {
 }
 
 TEST_F(ReportVerb, LivesWithWhatOthersWrite) {
-  std::filesystem::create_directories(folder_ + "/odd");
-  std::ofstream(folder_ + "/odd/metrics.jsonl")
+  std::filesystem::create_directories(folder_ / "odd");
+  std::ofstream(folder_ / "odd/metrics.jsonl")
       << "not json\n[1]\n{\"step\":-1}\n{\"step\":\"1\"}\n"
       << R"({"step":1,"loss":"x","tokens":null,"routing":[],"validation_routing":{"loads":[1]}})"
       << "\n"
       << R"({"step":18446744073709551615,"loss":1e308,"routing":{"layers":[1e300],"loads":[[-5,"x"]],)"
       << R"("max_vio":[null],"entropy":{}},"validation_routing":{"mutual_information":)"
-      << R"([{"layers":[1e99,-4],"nats":1,"shuffled":0},{"layers":[1]},7]}})" << "\n"
-      << R"({"step":2,"loss":-1e308})" << "\n"
+      << R"([{"layers":[1e99,-4],"nats":1,"shuffled":0},{"layers":[1]},7]}})"
+      << "\n"
+      << R"({"step":2,"loss":-1e308})"
+      << "\n"
       << R"({"step":3,"lo)";
-  const Outcome outcome =
-      RunMoesaic({"report", folder_ + "/odd", "--html", folder_ + "/page.html", "-o", "json"});
+  const VerbOutcome outcome =
+      RunMoesaic({"report", folder_ / "odd", "--html", folder_ / "page.html", "-o", "json"});
   ASSERT_EQ(outcome.exit_code, kExitOk) << outcome.err;
-  EXPECT_EQ(nlohmann::json::parse(outcome.out)[0]["loss"], 1e308);
+  EXPECT_EQ(outcome.json()[0]["loss"], 1e308);
   EXPECT_THAT(ReadFile("page.html"), HasSubstr("</html>"));
 }
 
 TEST_F(ReportVerb, NamesAFileThatIsNotThereOrNotOne) {
-  const Outcome none = RunMoesaic({"report", folder_ + "/none"});
+  const VerbOutcome none = RunMoesaic({"report", folder_ / "none"});
   EXPECT_EQ(none.exit_code, ExitCodeFor(absl::NotFoundError("")));
-  EXPECT_THAT(none.err, HasSubstr(folder_ + "/none"));
-  std::ofstream(folder_ + "/other") << "hello\n";
-  const Outcome other = RunMoesaic({"report", folder_ + "/other"});
+  EXPECT_THAT(none.err, HasSubstr(folder_ / "none"));
+  std::ofstream(folder_ / "other") << "hello\n";
+  const VerbOutcome other = RunMoesaic({"report", folder_ / "other"});
   EXPECT_NE(other.exit_code, kExitOk);
   EXPECT_THAT(other.err, HasSubstr("metrics.jsonl"));
 }

@@ -3,6 +3,9 @@
 #include <google/protobuf/text_format.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
+
 #include "proto/job_spec.h"
 #include "trainer/checkpoint/format/box.h"
 
@@ -125,14 +128,46 @@ CommitRequest TinyRequest(const std::string& staging, const std::vector<ShardsPe
   return request;
 }
 
-absl::StatusOr<CommittedStep> CommitTiny(FileSystem* files, CheckpointRoot* root, uint32_t ranks,
-                                         uint64_t step, uint64_t generation, int frozen) {
+namespace {
+
+// Records no load where `tokens` is empty.
+absl::StatusOr<CommittedStep> Commit(FileSystem* files, CheckpointRoot* root, uint32_t ranks,
+                                     uint64_t step, uint64_t generation, int frozen,
+                                     const std::vector<double>& tokens) {
   absl::StatusOr<std::string> staging = root->BeginStaging(step, generation);
   if (!staging.ok()) return staging.status();
   absl::StatusOr<std::vector<ShardsPersisted>> reports =
       PersistTiny(files, *staging, ranks, step, generation, frozen);
   if (!reports.ok()) return reports.status();
+  for (ShardsPersisted& report : *reports) {
+    if (tokens.empty()) break;
+    LayerLoad* load = report.mutable_state()->add_expert_load();
+    load->set_layer(1);
+    load->mutable_tokens()->Assign(tokens.begin(), tokens.end());
+  }
   return root->Commit(TinyRequest(*staging, *reports, generation));
+}
+
+}  // namespace
+
+absl::StatusOr<CommittedStep> CommitTiny(FileSystem* files, CheckpointRoot* root, uint32_t ranks,
+                                         uint64_t step, uint64_t generation, int frozen) {
+  return Commit(files, root, ranks, step, generation, frozen, {});
+}
+
+absl::StatusOr<CommittedStep> CommitTinyWithLoad(FileSystem* files, CheckpointRoot* root,
+                                                 uint32_t ranks, uint64_t step, uint64_t generation,
+                                                 const std::vector<double>& tokens) {
+  return Commit(files, root, ranks, step, generation, /*frozen=*/0, tokens);
+}
+
+void DamageTiny(const std::string& step_folder) {
+  const std::string file = step_folder + "/x-L001-E0000.safetensors";
+  std::filesystem::copy_file(file, file + ".copy");
+  std::filesystem::rename(file + ".copy", file);
+  std::fstream stream(file, std::ios::in | std::ios::out | std::ios::binary);
+  stream.seekp(-1, std::ios::end);
+  stream.put('\x7f');
 }
 
 }  // namespace moesaic

@@ -42,5 +42,13 @@ CommitRequest TinyRequest(const std::string& staging, const std::vector<ShardsPe
 // BeginStaging, PersistTiny, Commit.
 absl::StatusOr<CommittedStep> CommitTiny(FileSystem* files, CheckpointRoot* root, uint32_t ranks,
                                          uint64_t step, uint64_t generation, int frozen = 0);
+// With a recorded load of layer 1's experts, in tokens.
+absl::StatusOr<CommittedStep> CommitTinyWithLoad(FileSystem* files, CheckpointRoot* root,
+                                                 uint32_t ranks, uint64_t step, uint64_t generation,
+                                                 const std::vector<double>& tokens);
+
+// Changes the last byte of expert 0's file of a step. Other steps that share the file keep it
+// sound.
+void DamageTiny(const std::string& step_folder);
 
 }  // namespace moesaic
