@@ -1,4 +1,5 @@
-// A coordinator with its server on loopback, and one agent without a connection that the test plays.
+// A coordinator with its server on loopback, and one agent without a connection that the test
+// plays.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -43,6 +44,7 @@ class ClusterOfOne : public ::testing::Test {
     options.cluster.join_wait = absl::ZeroDuration();
     options.store_path = dir_ + "/coordinator.sqlite";
     options.tick = absl::ZeroDuration();
+    options.verify_checkpoints = verify_checkpoints_;
     if (files_ != nullptr) options.files = files_;
     auto core = CoordinatorCore::Open(options);
     ASSERT_TRUE(core.ok()) << core.status();
@@ -94,6 +96,7 @@ class ClusterOfOne : public ::testing::Test {
   const ScratchFolder scratch_;
   const std::string dir_ = scratch_.path();
   FileSystem* files_ = nullptr;  // of the machine, where null
+  bool verify_checkpoints_ = true;
   std::unique_ptr<CoordinatorCore> core_;
   std::unique_ptr<CoordinatorServer> server_;
   std::shared_ptr<RecordingOutbox<AgentCommand>> agent_;
