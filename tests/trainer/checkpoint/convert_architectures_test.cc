@@ -2,30 +2,18 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <fstream>
-#include <iterator>
-#include <map>
-
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "proto/job_spec.h"
-#include "tests/trainer/checkpoint/memory_file_system.h"
-#include "trainer/checkpoint/convert/architecture.h"
+#include "tests/trainer/checkpoint/converted_folder.h"
 #include "trainer/checkpoint/convert/export.h"
-#include "trainer/checkpoint/convert/import.h"
 #include "trainer/checkpoint/convert/tensor_folder.h"
-#include "trainer/checkpoint/format/manifest.h"
 
 namespace moesaic {
 namespace {
 
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-
-std::string GoldenFile(const std::string& architecture, const char* name) {
-  std::ifstream file(absl::StrCat("tests/peers/golden/", architecture, "/", name), std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 absl::StatusOr<JobSpec> JobOf(const std::string& config) {
   absl::StatusOr<DescribedModel> model = ReadConfig(config, "m");
@@ -197,18 +185,13 @@ TEST(Architectures, EvoMoeIsQwen3MoeOfOneExpertAToken) {
 
 TEST(Architectures, Dots1RefusesWhatItLacks) {
   const JobSpec spec = *JobOf(GoldenFile("dots1", "config.json"));
-  const struct {
-    void (*change)(JobSpec* spec);
-    const char* reason;
-  } cases[] = {
+  const JobChange changes[] = {
       {[](JobSpec* s) { s->mutable_model()->set_qk_norm(false); }, "qk_norm"},
       {[](JobSpec* s) { s->mutable_model()->mutable_moe()->set_shared_width(17); }, "no multiple"},
       {[](JobSpec* s) { s->mutable_model()->mutable_moe()->mutable_pattern()->set_every(2); },
        "pattern.every"},
       {[](JobSpec* s) { s->mutable_recipe()->mutable_router()->set_score(SOFTMAX); }, "sigmoid"},
-      {[](JobSpec* s) {
-         s->mutable_recipe()->mutable_router()->mutable_balance()->clear_bias();
-       },
+      {[](JobSpec* s) { s->mutable_recipe()->mutable_router()->mutable_balance()->clear_bias(); },
        "balance.bias is absent"},
       {[](JobSpec* s) {
          s->mutable_recipe()->mutable_router()->mutable_select()->set_group_score(BEST);
@@ -216,41 +199,21 @@ TEST(Architectures, Dots1RefusesWhatItLacks) {
        "best 2 experts"},
       {[](JobSpec* s) { s->mutable_model()->mutable_moe()->set_active(6); }, "best 2 experts"},
   };
-  for (const auto& wrong : cases) {
-    JobSpec changed = spec;
-    wrong.change(&changed);
-    EXPECT_THAT(ArchitectureOf(changed, "dots1").status().message(), HasSubstr(wrong.reason));
-  }
+  ExpectNoCounterpart(spec, "dots1", changes);
 }
 
 class FolderRoundTrip : public ::testing::TestWithParam<const char*> {
  protected:
   FolderRoundTrip() {
     files_.MakeFolders("/hf").IgnoreError();
-    for (const char* name : {"config.json", "model.safetensors"}) {
-      files_.Write(absl::StrCat("/hf/", name), GoldenFile(GetParam(), name));
-    }
-  }
-
-  absl::Status Import(const char* from, const char* to) {
-    return ImportFolder(&files_, {from, to, "", "test", {}, {}}).status();
-  }
-
-  std::map<std::string, std::string> Checksums(const std::string& root) {
-    const auto step = OpenCheckpoint(&files_, root);
-    const auto manifest = ReadManifest(*step->folder);
-    std::map<std::string, std::string> checksums;
-    for (const StoredObject& object : manifest->objects()) {
-      checksums[object.name()] = object.shards(0).xxh3();
-    }
-    return checksums;
+    WriteGoldenFolder(&files_, GetParam(), "/hf");
   }
 
   MemoryFileSystem files_;
 };
 
 TEST_P(FolderRoundTrip, AnExportIsImportedWithTheSameBits) {
-  const absl::Status imported = Import("/hf", "/one");
+  const absl::Status imported = Import(&files_, "/hf", "/one");
   ASSERT_TRUE(imported.ok()) << imported;
   FolderExport request;
   request.from = "/one";
@@ -259,13 +222,12 @@ TEST_P(FolderRoundTrip, AnExportIsImportedWithTheSameBits) {
   const auto exported = ExportFolder(&files_, request);
   ASSERT_TRUE(exported.ok()) << exported.status();
   EXPECT_EQ(exported->architecture, GetParam());
-  const absl::Status again = Import("/exported", "/two");
+  const absl::Status again = Import(&files_, "/exported", "/two");
   ASSERT_TRUE(again.ok()) << again;
-  EXPECT_EQ(Checksums("/one"), Checksums("/two"));
-  const auto spec_of = [&](const char* root) {
-    return ReadManifest(*OpenCheckpoint(&files_, root)->folder)->spec();
-  };
-  EXPECT_THAT(DescribeChanges(spec_of("/one"), spec_of("/two"), IDENTITY), IsEmpty());
+  EXPECT_EQ(Checksums(&files_, "/one"), Checksums(&files_, "/two"));
+  EXPECT_THAT(DescribeChanges(NewestManifest(&files_, "/one").spec(),
+                              NewestManifest(&files_, "/two").spec(), IDENTITY),
+              IsEmpty());
 }
 
 // The tensors of a folder by name, without the header: to leave one out, or to give one another name.
@@ -277,7 +239,7 @@ TEST_P(FolderRoundTrip, TensorsThatAreMissingOrLeftOverAreNamed) {
     std::string other = name;
     other[0] = 'n';
     files_.Write("/hf/model.safetensors", absl::StrReplaceAll(good, {{name, other}}));
-    const absl::Status status = Import("/hf", "/never");
+    const absl::Status status = Import(&files_, "/hf", "/never");
     EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
     EXPECT_THAT(status.message(), HasSubstr(absl::StrCat("tensor ", name)));
   }
@@ -291,7 +253,7 @@ TEST_P(FolderRoundTrip, TensorsThatAreMissingOrLeftOverAreNamed) {
     const size_t types = changed.find("\"layer_types\"");
     if (types != std::string::npos) changed.erase(types, changed.find(']', types) - types + 2);
     files_.Write("/hf/config.json", changed);
-    const absl::Status status = Import("/hf", "/never");
+    const absl::Status status = Import(&files_, "/hf", "/never");
     EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
     EXPECT_THAT(status.message(), HasSubstr(size.reason));
   }

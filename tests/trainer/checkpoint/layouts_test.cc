@@ -45,7 +45,9 @@ class LayoutsTest : public ::testing::Test {
  protected:
   ExpertPlacement Place(const Layout& layout) const {
     std::vector<int> experts(catalog_.layers());
-    for (int layer = 0; layer < catalog_.layers(); ++layer) experts[layer] = catalog_.experts(layer);
+    for (int layer = 0; layer < catalog_.layers(); ++layer) {
+      experts[layer] = catalog_.experts(layer);
+    }
     return ExpertPlacement::Even(Mesh::Flat(layout.data * layout.expert, layout.expert), experts);
   }
 
@@ -107,14 +109,7 @@ class LayoutsTest : public ::testing::Test {
           WriteShardFiles(Sources(layout, rank),
                           {.rank = static_cast<uint32_t>(rank), .step = 9}, folder.get());
       ASSERT_TRUE(written.ok()) << written.status();
-      ShardsPersisted& report = reports.emplace_back();
-      report.set_job("tiny");
-      report.set_generation(1);
-      report.set_step(9);
-      report.set_rank(static_cast<uint32_t>(rank));
-      *report.mutable_state() = TinyState(9);
-      report.mutable_files()->Assign(written->files.begin(), written->files.end());
-      report.mutable_objects()->Assign(written->objects.begin(), written->objects.end());
+      reports.push_back(TinyReport(*written, static_cast<uint32_t>(rank), 9, 1));
     }
     CommitRequest request = TinyRequest(staging, reports, 1);
     request.spec = spec_;
@@ -130,7 +125,9 @@ class LayoutsTest : public ::testing::Test {
     std::vector<LoadTarget> targets;
     std::vector<Values> values;
     for (const ParameterSpec& parameter : catalog_.parameters()) {
-      if (parameter.expert >= 0 && !placement.Holds(rank, parameter.layer, parameter.expert)) continue;
+      if (parameter.expert >= 0 && !placement.Holds(rank, parameter.layer, parameter.expert)) {
+        continue;
+      }
       const std::vector<uint64_t> shape(parameter.shape.begin(), parameter.shape.end());
       for (ObjectKind kind : kKinds) {
         targets.push_back({kind, parameter.name, WholeBox(shape)});

@@ -86,6 +86,19 @@ std::vector<std::vector<ShardSource>> TinySources(uint32_t ranks, uint64_t step,
   return sources;
 }
 
+ShardsPersisted TinyReport(const WrittenShards& written, uint32_t rank, uint64_t step,
+                           uint64_t generation) {
+  ShardsPersisted report;
+  report.set_job("tiny");
+  report.set_generation(generation);
+  report.set_step(step);
+  report.set_rank(rank);
+  *report.mutable_state() = TinyState(step);
+  report.mutable_files()->Assign(written.files.begin(), written.files.end());
+  report.mutable_objects()->Assign(written.objects.begin(), written.objects.end());
+  return report;
+}
+
 absl::StatusOr<std::vector<ShardsPersisted>> PersistTiny(FileSystem* files,
                                                          const std::string& staging,
                                                          uint32_t ranks, uint64_t step,
@@ -101,15 +114,8 @@ absl::StatusOr<std::vector<ShardsPersisted>> PersistTiny(FileSystem* files,
         {.rank = rank, .step = step, .max_file_bytes = 4000, .earlier = earlier.get()},
         folder->get());
     if (!written.ok()) return written.status();
-    ShardsPersisted& report = reports.emplace_back();
-    report.set_job("tiny");
-    report.set_generation(generation);
-    report.set_step(step);
-    report.set_staging(staging);
-    report.set_rank(rank);
-    *report.mutable_state() = TinyState(step);
-    report.mutable_files()->Assign(written->files.begin(), written->files.end());
-    report.mutable_objects()->Assign(written->objects.begin(), written->objects.end());
+    reports.push_back(TinyReport(*written, rank, step, generation));
+    reports.back().set_staging(staging);
   }
   return reports;
 }

@@ -24,10 +24,14 @@ std::vector<float> TinyObject(ObjectKind kind, ParameterId parameter, uint64_t s
 
 TrainingState TinyState(uint64_t step);
 
-// What `ranks` ranks write of a step: expert e lies on rank e % ranks, and every other object is cut
-// into flat ranges of about equal size, one a rank, as boxes. Experts below `frozen` have the values
-// of step 0 for ever.
+// What `ranks` ranks write of a step: expert e lies on rank e % ranks, and every other object is
+// cut into flat ranges of about equal size, one a rank, as boxes. Experts below `frozen` have the
+// values of step 0 for ever.
 std::vector<std::vector<ShardSource>> TinySources(uint32_t ranks, uint64_t step, int frozen = 0);
+
+// What a rank says of the shards that it wrote.
+ShardsPersisted TinyReport(const WrittenShards& written, uint32_t rank, uint64_t step,
+                           uint64_t generation);
 
 // Writes the shard files of all ranks, as agents do, incrementally.
 absl::StatusOr<std::vector<ShardsPersisted>> PersistTiny(FileSystem* files,
