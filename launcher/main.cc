@@ -1,25 +1,14 @@
 // The `moesaic` program: reads the process environment, and hands the command line to its verb.
-#include <unistd.h>
-
 #include <filesystem>
 #include <iostream>
 
 #include "base/log.h"
+#include "launcher/environment.h"
 #include "launcher/verbs/verb_list.h"
 #include "trainer/data/tokenizer.h"
 
 namespace moesaic {
 namespace {
-
-std::map<std::string, std::string> ProcessEnvironment() {
-  std::map<std::string, std::string> variables;
-  for (char** entry = environ; *entry != nullptr; ++entry) {
-    const std::string text = *entry;
-    const size_t equals = text.find('=');
-    if (equals != std::string::npos) variables[text.substr(0, equals)] = text.substr(equals + 1);
-  }
-  return variables;
-}
 
 bool SetLogLevel(const std::map<std::string, std::string>& environment) {
   static const std::map<std::string, LogLevel> levels = {{"debug", LogLevel::kDebug},

@@ -1,5 +1,5 @@
-// The `moesaic-worker` program: one rank of a training job, or a verb that computes on tensors. People
-// use `moesaic`, which starts it.
+// The `moesaic-worker` program: one rank of a training job, or a verb that computes on tensors.
+// People use `moesaic`, which starts it.
 #include <signal.h>
 #include <unistd.h>
 
@@ -9,22 +9,13 @@
 
 #include "base/exit_codes.h"
 #include "base/log.h"
+#include "launcher/environment.h"
 #include "launcher/worker/evaluate.h"
 #include "launcher/worker/generate.h"
 #include "launcher/worker/train.h"
 
 namespace moesaic {
 namespace {
-
-std::map<std::string, std::string> Environment() {
-  std::map<std::string, std::string> variables;
-  for (char** entry = environ; *entry != nullptr; ++entry) {
-    const std::string text = *entry;
-    const size_t equals = text.find('=');
-    if (equals != std::string::npos) variables[text.substr(0, equals)] = text.substr(equals + 1);
-  }
-  return variables;
-}
 
 LogLevel LevelNamed(const std::string& name) {
   static const std::map<std::string, LogLevel> levels = {{"debug", LogLevel::kDebug},
@@ -45,7 +36,7 @@ void LetChaosEndThis() {
 }
 
 int RunWorkerProgram(int argc, char** argv) {
-  std::map<std::string, std::string> variables = Environment();
+  std::map<std::string, std::string> variables = ProcessEnvironment();
   const WorkerEnvironment environment = {.token = variables["MOESAIC_TOKEN"],
                                          .log_level = LevelNamed(variables["MOESAIC_LOG_LEVEL"]),
                                          .tls = TlsFilesFrom(variables),
