@@ -166,7 +166,8 @@ void Verify(const VerifyFlags& flags, VerbContext& context) {
 }
 
 void RegisterVerify(CLI::App& ckpt, VerbContext& context) {
-  CLI::App* verb = ckpt.add_subcommand("verify", "Check that a checkpoint is complete and undamaged");
+  CLI::App* verb =
+      ckpt.add_subcommand("verify", "Check that a checkpoint is complete and undamaged");
   verb->footer(
       "Names every file and object that is damaged or missing, and exits 8 when there is one.\n"
       "A coordinator also moves what is damaged to .quarantine.\n\n" +
@@ -176,7 +177,7 @@ void RegisterVerify(CLI::App& ckpt, VerbContext& context) {
       "  moesaic ckpt verify --all runs/quickstart/checkpoints -o json\n"
       "  moesaic ckpt verify --coordinator 10.0.0.1:7470 my-job@100");
   auto flags = std::make_shared<VerifyFlags>();
-  AddCkptTarget(verb, &flags->target, "A step folder, a folder of them (its newest), or FOLDER@STEP");
+  AddCkptTarget(verb, &flags->target, kStepTarget);
   AddConnectionFlags(verb, &flags->target.connection);
   verb->add_flag("--all", flags->all, "Every step of the folder");
   verb->add_option("--threads", flags->threads, "Files that are read at once")

@@ -6,7 +6,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/clock.h"
-#include "launcher/build_info.h"
 #include "launcher/verbs/ckpt.h"
 #include "launcher/verbs/ckpt_target.h"
 #include "trainer/checkpoint/convert/architecture.h"
@@ -26,7 +25,7 @@ struct ImportFlags {
 
 void Import(const ImportFlags& flags, VerbContext& context) {
   FolderImport import = flags.import;
-  import.binary = absl::StrCat(ThisBuild().version, " ", ThisBuild().commit);
+  import.binary = ThisProgram();
   import.created = Clock::System().Now();
   absl::StatusOr<CommittedStep> committed;
   WithByteProgress("imported", context, [&](std::function<void(int64_t, int64_t)> progress) {
@@ -34,14 +33,10 @@ void Import(const ImportFlags& flags, VerbContext& context) {
     committed = ImportFolder(&FileSystem::System(), import);
   });
   if (!committed.ok()) return Fail(committed.status(), context);
-  if (flags.format == "json") {
-    return PrintJson(
-        {{"path", committed->path}, {"step", committed->step}, {"bytes", committed->bytes}},
-        context);
-  }
-  context.out << committed->path << "\n";
-  context.err << "imported " << ShortBytes(committed->bytes)
-              << "; start a run from it with train.init_from: " << import.to << "\n";
+  PrintMade(*committed,
+            absl::StrCat("imported ", ShortBytes(committed->bytes),
+                         "; start a run from it with train.init_from: ", import.to),
+            flags.format, context);
 }
 
 void RegisterImport(CLI::App& ckpt, VerbContext& context) {
@@ -105,9 +100,7 @@ void RegisterExport(CLI::App& ckpt, VerbContext& context) {
       "  moesaic ckpt export runs/quickstart/checkpoints --to quickstart-hf\n"
       "  moesaic ckpt export runs/quickstart/checkpoints@100 --to quickstart-hf --dtype f32");
   auto flags = std::make_shared<ExportFlags>();
-  verb->add_option("PATH", flags->request.from,
-                   "A step folder, a folder of them (its newest), or FOLDER@STEP")
-      ->required();
+  verb->add_option("PATH", flags->request.from, kStepTarget)->required();
   verb->add_option("--to", flags->request.to, "A folder without files; made when missing")
       ->required();
   verb->add_option("--as", flags->request.as, "The architecture that it must be said in")

@@ -261,14 +261,14 @@ void Diff(const DiffFlags& flags, VerbContext& context) {
 void RegisterCkptDiff(CLI::App& ckpt, VerbContext& context) {
   CLI::App* verb = ckpt.add_subcommand("diff", "Say how two checkpoints differ");
   verb->footer(
-      "Compares the training state, the job, and every object: by checksum where both are cut into\n"
+      "Compares the training state, the job, and every object: by checksum where both are cut "
+      "into\n"
       "the same shards, else by reading them. The layouts may differ.\n\n"
       "Examples:\n"
       "  moesaic ckpt diff runs/a/checkpoints@100 runs/a/checkpoints@200\n"
       "  moesaic ckpt diff runs/a/checkpoints runs/b/checkpoints --values -o json");
   auto flags = std::make_shared<DiffFlags>();
-  verb->add_option("A", flags->a, "A step folder, a folder of them (its newest), or FOLDER@STEP")
-      ->required();
+  verb->add_option("A", flags->a, kStepTarget)->required();
   verb->add_option("B", flags->b, "The same")->required();
   verb->add_flag("--values", flags->values,
                  "Read the objects that changed, and say by how much at most");

@@ -178,8 +178,7 @@ void RegisterCkptReshard(CLI::App& ckpt, VerbContext& context) {
       "  moesaic ckpt reshard-plan runs/quickstart/checkpoints@100 --ranks 6 --expert 3 --reads -o "
       "json");
   auto flags = std::make_shared<ReshardFlags>();
-  AddCkptTarget(verb, &flags->target,
-                "A step folder, a folder of them (its newest), or FOLDER@STEP");
+  AddCkptTarget(verb, &flags->target, kStepTarget);
   verb->add_option("--ranks", flags->ranks, "Ranks of the layout")
       ->required()
       ->check(CLI::Range(1, 1 << 20));

@@ -83,7 +83,8 @@ OrderedJson Summary(const ShowCheckpointReply& shown) {
   summary["identity_hash"] = Hex(manifest.identity_hash());
   summary["trajectory_hash"] = Hex(manifest.trajectory_hash());
   summary["catalog_hash"] = Hex(manifest.catalog_hash());
-  summary["writers"] = std::vector<std::string>(manifest.writers().begin(), manifest.writers().end());
+  summary["writers"] =
+      std::vector<std::string>(manifest.writers().begin(), manifest.writers().end());
   summary["trajectory_changes"] = std::vector<std::string>(manifest.trajectory_changes().begin(),
                                                            manifest.trajectory_changes().end());
   return summary;
@@ -105,8 +106,9 @@ void PrintSummary(const OrderedJson& summary, std::ostream& out) {
   for (const auto& [key, value] : summary.items()) {
     if (key == "object_list") continue;
     if (!value.is_array()) {
-      out << absl::StrFormat("%-18s %s\n", key,
-                             value.is_string() ? EscapeControls(value.get<std::string>()) : value.dump());
+      out << absl::StrFormat(
+          "%-18s %s\n", key,
+          value.is_string() ? EscapeControls(value.get<std::string>()) : value.dump());
       continue;
     }
     for (const OrderedJson& item : value) {
@@ -141,7 +143,7 @@ void RegisterShow(CLI::App& ckpt, VerbContext& context) {
       "  moesaic ckpt show runs/quickstart/checkpoints@100 --objects -o json\n"
       "  moesaic ckpt show --coordinator 10.0.0.1:7470 my-job@100");
   auto flags = std::make_shared<ShowFlags>();
-  AddCkptTarget(verb, &flags->target, "A step folder, a folder of them (its newest), or FOLDER@STEP");
+  AddCkptTarget(verb, &flags->target, kStepTarget);
   AddConnectionFlags(verb, &flags->target.connection);
   verb->add_flag("--objects", flags->objects, "Also list every object");
   verb->callback([flags, &context] { Show(*flags, context); });

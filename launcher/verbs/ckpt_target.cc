@@ -10,15 +10,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "base/clock.h"
+#include "launcher/build_info.h"
 #include "launcher/verbs/byte_progress.h"
 
 namespace moesaic {
-
-void AddOutputFormat(CLI::App* verb, std::string* format) {
-  verb->add_option("-o,--output", *format, "text or json")
-      ->check(CLI::IsMember({"text", "json"}))
-      ->capture_default_str();
-}
 
 void AddCkptTarget(CLI::App* verb, CkptTarget* target, const char* what) {
   verb->add_option("PATH", target->path, what)->required();
@@ -92,6 +87,17 @@ std::string ShortBytes(uint64_t bytes) { return BytesForPeople(static_cast<int64
 void PrintJson(const OrderedJson& json, VerbContext& context) {
   context.out << json.dump(-1, ' ', false, OrderedJson::error_handler_t::replace) << "\n";
 }
+
+void PrintMade(const CommittedStep& made, const std::string& told, const std::string& format,
+               VerbContext& context) {
+  if (format == "json") {
+    return PrintJson({{"path", made.path}, {"step", made.step}, {"bytes", made.bytes}}, context);
+  }
+  context.out << made.path << "\n";
+  context.err << told << "\n";
+}
+
+std::string ThisProgram() { return absl::StrCat(ThisBuild().version, " ", ThisBuild().commit); }
 
 void WithByteProgress(const char* what, VerbContext& context,
                       const std::function<void(std::function<void(int64_t, int64_t)>)>& work) {

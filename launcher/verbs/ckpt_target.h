@@ -3,19 +3,23 @@
 
 #include <cstdint>
 #include <functional>
-#include <string>
-
 #include <nlohmann/json.hpp>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "launcher/verbs/connection_flags.h"
 #include "launcher/verbs/verb.h"
 #include "proto/checkpoint.pb.h"
+#include "trainer/checkpoint/format/commit.h"
 #include "trainer/checkpoint/format/manifest.h"
 
 namespace moesaic {
 
 using OrderedJson = nlohmann::ordered_json;
+
+// What PATH is, of verbs that look at one step.
+inline constexpr char kStepTarget[] =
+    "A step folder, a folder of them (its newest), or FOLDER@STEP";
 
 struct CkptTarget {
   std::string path;
@@ -26,7 +30,6 @@ struct CkptTarget {
 
 // Adds PATH and -o.
 void AddCkptTarget(CLI::App* verb, CkptTarget* target, const char* what);
-void AddOutputFormat(CLI::App* verb, std::string* format);
 
 // One step of a root, which is there as a folder.
 struct NamedStep {
@@ -59,6 +62,13 @@ std::string ShortBytes(uint64_t bytes);
 
 // One line; text that is not UTF-8 is replaced.
 void PrintJson(const OrderedJson& json, VerbContext& context);
+
+// A checkpoint that was made of something else, and `told`: a sentence on it for people.
+void PrintMade(const CommittedStep& made, const std::string& told, const std::string& format,
+               VerbContext& context);
+
+// Who makes a checkpoint, for its manifest.
+std::string ThisProgram();
 
 // Calls `work` with a function that shows progress in bytes on context.err while it runs.
 void WithByteProgress(const char* what, VerbContext& context,

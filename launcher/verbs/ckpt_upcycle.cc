@@ -7,7 +7,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
-#include "launcher/build_info.h"
 #include "launcher/verbs/ckpt.h"
 #include "launcher/verbs/ckpt_target.h"
 #include "launcher/verbs/job_flags.h"
@@ -51,7 +50,7 @@ void Run(const UpcycleFlags& flags, VerbContext& context) {
   upcycle.rescale = flags.rescale;
   upcycle.keep_moments = flags.keep_optimizer;
   upcycle.threads = ReadingThreads();
-  upcycle.binary = absl::StrCat(ThisBuild().version, " ", ThisBuild().commit);
+  upcycle.binary = ThisProgram();
   upcycle.created = Clock::System().Now();
   absl::StatusOr<CommittedStep> committed;
   WithByteProgress("upcycled", context, [&](std::function<void(int64_t, int64_t)> progress) {
@@ -59,16 +58,11 @@ void Run(const UpcycleFlags& flags, VerbContext& context) {
     committed = UpcycleModel(&FileSystem::System(), upcycle);
   });
   if (!committed.ok()) return Fail(committed.status(), context);
-  if (flags.format == "json") {
-    return PrintJson(
-        {{"path", committed->path}, {"step", committed->step}, {"bytes", committed->bytes}},
-        context);
-  }
-  context.out << committed->path << "\n";
-  context.err << "upcycled to " << ShortBytes(committed->bytes) << "; "
-              << (flags.keep_optimizer ? "a run resumes from it with checkpoint.dir: "
-                                       : "start a run from it with train.init_from: ")
-              << flags.to << "\n";
+  const char* use = flags.keep_optimizer ? "a run resumes from it with checkpoint.dir: "
+                                         : "start a run from it with train.init_from: ";
+  PrintMade(*committed,
+            absl::StrCat("upcycled to ", ShortBytes(committed->bytes), "; ", use, flags.to),
+            flags.format, context);
 }
 
 }  // namespace

@@ -113,7 +113,7 @@ void RegisterEvents(CLI::App& program, VerbContext& context) {
                  "Go on until the job has ended, also when the coordinator is restarted");
   verb->add_flag("--steps", flags->steps, "Each training step, too");
   verb->add_option("--after", flags->after, "Only events with a larger sequence number");
-  AddOutputFlag(verb, &flags->output);
+  AddOutputFormat(verb, &flags->output);
   AddConnectionFlags(verb, &flags->cluster);
   verb->footer("With -o json one object a line.\n\n  moesaic events -f my-job");
   verb->callback([flags, &context] { Events(*flags, context); });

@@ -216,7 +216,7 @@ void RegisterList(CLI::App& program, VerbContext& context) {
                            flags, List);
   verb->add_option("--state", flags->state, "Only jobs in this state, e.g. RUNNING")
       ->transform(CLI::Validator(CheckState, "STATE"));
-  AddOutputFlag(verb, &flags->output);
+  AddOutputFormat(verb, &flags->output);
 }
 
 void RegisterStatus(CLI::App& program, VerbContext& context) {
@@ -225,7 +225,7 @@ void RegisterStatus(CLI::App& program, VerbContext& context) {
                            "what a job does, on which nodes, what failed and what happens next",
                            true, flags, Status);
   verb->add_flag("--watch", flags->watch, "Again each second until the job ends");
-  AddOutputFlag(verb, &flags->output);
+  AddOutputFormat(verb, &flags->output);
 }
 
 void RegisterStop(CLI::App& program, VerbContext& context) {
@@ -253,7 +253,8 @@ void RegisterResize(CLI::App& program, VerbContext& context) {
       ->required()
       ->check(CheckNodeRange);
   verb->footer(
-      "Nodes join and leave at an agreed step: nothing is computed twice. Holds until the job ends\n"
+      "Nodes join and leave at an agreed step: nothing is computed twice. Holds until the job "
+      "ends\n"
       "or is resized again.\n\n  moesaic resize my-job --nodes 2:4");
 }
 

@@ -6,12 +6,6 @@
 
 namespace moesaic {
 
-void AddOutputFlag(CLI::App* verb, std::string* format) {
-  verb->add_option("-o,--output", *format, "text or json")
-      ->check(CLI::IsMember({"text", "json"}))
-      ->default_val("text");
-}
-
 std::string CheckDuration(const std::string& text) {
   absl::Duration duration;
   const bool valid = absl::ParseDuration(text, &duration) && duration >= absl::ZeroDuration();

@@ -1,7 +1,6 @@
-// What all listings share: -o text|json, columns, and foreign text made harmless.
+// What all listings share: JSON, times and foreign text made harmless.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -13,8 +12,6 @@ namespace moesaic {
 
 using Json = nlohmann::ordered_json;
 
-// Adds -o/--output, text (the default) or json. `format` must outlive the parse.
-void AddOutputFlag(CLI::App* verb, std::string* format);
 
 // For CLI11: empty, or what is wrong with a duration such as "1h30m".
 std::string CheckDuration(const std::string& text);

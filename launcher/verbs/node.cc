@@ -119,7 +119,7 @@ void RegisterNode(CLI::App& program, VerbContext& context) {
   CLI::App* list = AddNodeVerb(
       node, "ls", "all nodes: state, job, and why one is spare or set aside", ls, context,
       [&context](const NodeFlags& given, ClusterClient* client) { Ls(given, client, context); });
-  AddOutputFlag(list, &ls->output);
+  AddOutputFormat(list, &ls->output);
   const auto drain = std::make_shared<NodeFlags>();
   CLI::App* drained =
       AddChange(node, "drain", "move its ranks off at an agreed step, losing none, then cordon it",

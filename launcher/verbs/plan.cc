@@ -364,9 +364,7 @@ void RegisterPlan(CLI::App& program, VerbContext& context) {
   verb->add_option("--memory", flags->memory, "Memory of each node, such as 16GiB");
   verb->add_option("--load", flags->load,
                    "Checkpoint whose record of the experts' load, and placement, to plan with");
-  verb->add_option("-o,--output", flags->format, "text or json")
-      ->check(CLI::IsMember({"text", "json"}))
-      ->capture_default_str();
+  AddOutputFormat(verb, &flags->format);
   verb->callback([flags, &context] { Plan(*flags, context); });
 }
 

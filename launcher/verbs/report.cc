@@ -74,7 +74,7 @@ void RegisterReport(CLI::App& program, VerbContext& context) {
   CLI::App* verb = program.add_subcommand("report", "what runs came to, in numbers and plots");
   verb->add_option("RUN", flags->runs, "Run folders (run.dir), or metrics.jsonl files")->required();
   verb->add_option("--html", flags->html, "Also write a page with plots here");
-  AddOutputFlag(verb, &flags->output);
+  AddOutputFormat(verb, &flags->output);
   verb->footer(
       "The page is one file that loads nothing from elsewhere.\n\n"
       "  moesaic report runs/a runs/b --html report.html");

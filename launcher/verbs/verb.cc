@@ -31,6 +31,12 @@ ExitCode ExitCodeFor(const absl::Status& status) {
   }
 }
 
+void AddOutputFormat(CLI::App* verb, std::string* format) {
+  verb->add_option("-o,--output", *format, "text or json")
+      ->check(CLI::IsMember({"text", "json"}))
+      ->default_val("text");
+}
+
 void Fail(const absl::Status& status, VerbContext& context) {
   context.err << "moesaic: " << std::string(status.message()) << "\n";
   context.exit_code = ExitCodeFor(status);

@@ -33,6 +33,9 @@ struct VerbContext {
   int exit_code = kExitOk;
 };
 
+// Adds -o/--output, text (the default) or json. `format` must outlive the parse.
+void AddOutputFormat(CLI::App* verb, std::string* format);
+
 // Says `status` on context.err, prefixed by "moesaic: ", and sets the exit code that
 // docs/exit-codes.md gives to its kind.
 void Fail(const absl::Status& status, VerbContext& context);
