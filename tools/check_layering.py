@@ -36,7 +36,8 @@ ARROWS = {
 
 # Pure folders: no tensors, no MPI, no gRPC.
 PURE = ["base", "proto", "parallel/layout", "trainer/catalog", "trainer/data", "trainer/metrics",
-        "trainer/recipe", "trainer/checkpoint/format", "trainer/checkpoint/convert", "scheduler/state"]
+        "trainer/recipe", "trainer/checkpoint/format", "trainer/checkpoint/convert",
+        "scheduler/state"]
 IMPURE_INCLUDE = re.compile(r"^(ATen/|c10/|torch/|mpi\.h|grpcpp/|grpc/|.*\.grpc\.pb\.h)")
 INCLUDE = re.compile(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', re.M)
 

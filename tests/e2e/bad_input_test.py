@@ -23,7 +23,8 @@ class BadJobFileTest(EndToEndTest):
         self.assertFalse(os.path.exists(self.path("runs", "tiny")))
 
     def test_unknown_key(self):
-        self.refuse("  hidden: 32", "  hiden: 32", "4:3", 'model: unknown key "hiden"', "did you mean hidden?")
+        self.refuse("  hidden: 32", "  hiden: 32", "4:3", 'model: unknown key "hiden"',
+                    "did you mean hidden?")
 
     def test_duplicate_key(self):
         self.refuse("  heads: 2", "  heads: 2\n  heads: 2", "6:3", "heads")
@@ -72,7 +73,8 @@ class BadCheckpointTest(EndToEndTest):
         cls.trained = cls.job.run()
 
     def damaged(self, name, file, offset, step="step-000000012"):
-        """A copy of the job in which 16 bytes of a file differ; a negative offset is from the end."""
+        """A copy of the job in which 16 bytes of a file differ; a negative offset is from the
+        end."""
         copy = Job(self, name, SHORT)
         shutil.copytree(self.job.checkpoints, copy.checkpoints)
         path = os.path.join(copy.checkpoints, step, file)

@@ -1,6 +1,7 @@
-"""M1, M3, M4, C1: `moesaic chaos` breaks a job on four hosts, first by each of its faults in turn, then by
-random ones. Supervisors start again what was killed, as a site does. When it is over the job is stopped; it
-has the weights of one that nobody disturbed for as many steps, and nothing is left.
+"""M1, M3, M4, C1: `moesaic chaos` breaks a job on four hosts, first by each of its faults in turn,
+then by random ones. Supervisors start again what was killed, as a site does. When it is over the
+job is stopped; it has the weights of one that nobody disturbed for as many steps, and nothing is
+left.
 
 CHAOS_SEED and CHAOS_UNTIL (such as 8h) make another and a longer run of it; docs/chaos.md.
 """
@@ -28,8 +29,8 @@ SETS = [
     f"health.progress_timeout={PROGRESS}s", "health.max_failures=1000",
     "health.max_no_progress_generations=10", "launch.allow_root=true"]
 
-FAULTS = {"kill", "segv", "exit0", "exit7", "hang_collective", "stop", "slow", "drop_net", "disk_full",
-          "corrupt_shard"}
+FAULTS = {"kill", "segv", "exit0", "exit7", "hang_collective", "stop", "slow", "drop_net",
+          "disk_full", "corrupt_shard"}
 SCHEDULE = f"""\
 job: chaos
 seed: {SEED}
@@ -54,8 +55,8 @@ random:
   every: 4s
   until: {UNTIL}
   targets: [rank, node, coordinator, checkpoint]
-  faults: [kill, segv, exit0, exit7, hang_collective, "stop:1s", "stop:6s", "slow:3x:3s", "drop_net:2s",
-           "drop_net:6s", "disk_full:3s", corrupt_shard]
+  faults: [kill, segv, exit0, exit7, hang_collective, "stop:1s", "stop:6s", "slow:3x:3s",
+           "drop_net:2s", "drop_net:6s", "disk_full:3s", corrupt_shard]
 """
 
 
@@ -64,7 +65,8 @@ class ChaosTest(EndToEndTest):
     def supervise(self, cluster):
         chaos = ["--allow-chaos"]
         supervisors = [Supervisor(lambda: cluster.launch_coordinator(chaos))]
-        wait_until(lambda: cluster.verb("list").code == 0, "the coordinator to answer", 20, every=0.1)
+        wait_until(lambda: cluster.verb("list").code == 0, "the coordinator to answer", 20,
+                   every=0.1)
         return supervisors + [Supervisor(lambda index=index: cluster.start_agent(index, chaos))
                               for index in range(4)]
 
@@ -75,7 +77,8 @@ class ChaosTest(EndToEndTest):
         cluster.submit(job, ["train.steps=1000000"])
         with open(self.path("chaos.json"), "w+", encoding="utf-8") as out:
             chaos = subprocess.Popen(
-                cluster.command("chaos", "-f", "chaos.yaml", "-o", "json"), cwd=self.folder, env=self.environment,
+                cluster.command("chaos", "-f", "chaos.yaml", "-o", "json"), cwd=self.folder,
+                env=self.environment,
                 stdin=subprocess.DEVNULL, stdout=out, stderr=sys.stderr)
             while chaos.poll() is None:
                 time.sleep(5)
@@ -99,9 +102,11 @@ class ChaosTest(EndToEndTest):
                 cluster.expect("stop", job.name)
                 cluster.wait_for_state(job.name, "CANCELLED")
                 done = cluster.status(job.name)["committed_step"]
-                self.assertEqual(FAULTS - {fault["fault"].split(":")[0].split()[0] for fault in told["faults"]}, set())
+                self.assertEqual(FAULTS - {fault["fault"].split(":")[0].split()[0]
+                                           for fault in told["faults"]}, set())
             except BaseException:
-                print(cluster.verb("status", job.name), cluster.verb("events", job.name).out, cluster.logs(),
+                print(cluster.verb("status", job.name), cluster.verb("events", job.name).out,
+                      cluster.logs(),
                       file=sys.stderr)
                 raise
             finally:
@@ -113,8 +118,10 @@ class ChaosTest(EndToEndTest):
         reference = Job(self, "undisturbed", [*SETS, f"train.steps={done}", "elastic.nodes.min=1",
                                               "elastic.nodes.max=1"])
         self.expect(0, reference.run())
-        self.assertEqual({step: line for step, line in job.curve().items() if step <= done}, reference.curve())
-        diff = self.expect(0, self.moesaic("ckpt", "diff", job.checkpoints, reference.checkpoints, "-o", "json")).json
+        self.assertEqual({step: line for step, line in job.curve().items() if step <= done},
+                         reference.curve())
+        diff = self.expect(0, self.moesaic("ckpt", "diff", job.checkpoints, reference.checkpoints,
+                                           "-o", "json")).json
         for kind in ("changed", "added", "removed"):
             self.assertEqual(diff["objects"][kind], [], json.dumps(diff)[:2000])
 

@@ -30,7 +30,8 @@ class Events:
             self.list.append((time.monotonic(), json.loads(line)))
 
     def of_kind(self, kind, since=0.0):
-        return [(at, event) for at, event in list(self.list) if event["kind"] == kind and at >= since]
+        return [(at, event) for at, event in list(self.list)
+                if event["kind"] == kind and at >= since]
 
     def last_step(self):
         steps = self.of_kind("step")
@@ -74,11 +75,12 @@ class Supervisor:
 
 
 class Cluster:
-    """The coordinator runs on this machine, at the address that the hosts reach it by. Agents start the
-    worker that lies beside `program`."""
+    """The coordinator runs on this machine, at the address that the hosts reach it by. Agents start
+    the worker that lies beside `program`."""
 
     def __init__(self, test, hosts, agent_flags=(), program=PROGRAM, name="cluster"):
-        self.test, self.hosts, self.agent_flags, self.program = test, hosts, list(agent_flags), program
+        self.test, self.hosts = test, hosts
+        self.agent_flags, self.program = list(agent_flags), program
         self.environment = test.environment
         self.folder = test.path(f"{name}-{hosts.prefix}")
         os.mkdir(self.folder)
@@ -98,7 +100,8 @@ class Cluster:
             self.coordinator = subprocess.Popen(
                 [PROGRAM, "coordinator", "--listen", self.address, "--dir",
                  os.path.join(self.folder, "state"), "--tls-dir", self.certs, *flags],
-                cwd=self.test.folder, env={**self.environment, **(environment or {})}, stdin=subprocess.DEVNULL,
+                cwd=self.test.folder, env={**self.environment, **(environment or {})},
+                stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log)
         return self.coordinator
 
@@ -113,7 +116,8 @@ class Cluster:
     def start_agent(self, index, flags=(), environment=None, log="agent.log"):
         host = self.hosts[index]
         self.agents[index] = host.start(
-            self.program, "agent", "--name", host.name, "--slots", "1", "--listen", f"{host.address}:0",
+            self.program, "agent", "--name", host.name, "--slots", "1", "--listen",
+            f"{host.address}:0",
             *self.connection, *self.agent_flags, *flags, log=log,
             environment={"MOESAIC_LOG_LEVEL": "debug", **(environment or {})})
         return self.agents[index]
@@ -141,7 +145,8 @@ class Cluster:
 
     def verb(self, *arguments, timeout=DEADLINE):
         done = subprocess.run(self.command(*arguments), cwd=self.test.folder, env=self.environment,
-                              stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False)
+                              stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout,
+                              check=False)
         return Result(done.returncode, done.stdout.decode(errors="replace"),
                       done.stderr.decode(errors="replace"))
 
@@ -158,7 +163,8 @@ class Cluster:
         return self.expect("status", job, "-o", "json").json
 
     def wait_for_state(self, job, state, seconds=60):
-        wait_until(lambda: self.status(job)["state"] == state, f"{job} to be {state}", seconds, every=0.1)
+        wait_until(lambda: self.status(job)["state"] == state, f"{job} to be {state}", seconds,
+                   every=0.1)
 
     def logs(self):
         """For a failure: what everybody said last."""

@@ -1,6 +1,6 @@
-"""M3, C1, C5: a day in the life of a job on four hosts. Everything that can happen to a node happens
-to it, one after the other; it ends with what an undisturbed run ends with. In reproducible mode with
-the same bits.
+"""M3, C1, C5: a day in the life of a job on four hosts. Everything that can happen to a node
+happens to it, one after the other; it ends with what an undisturbed run ends with. In reproducible
+mode with the same bits.
 
 Prints the table of docs/recover.md.
 """
@@ -19,18 +19,22 @@ from harness import EndToEndTest, Job, main, wait_until
 
 STEPS = 1500
 MEMORY_EVERY = 10
-# A snapshot counts against the loss of a host once its copy is whole: until then it is the one before.
+# A snapshot counts against the loss of a host once its copy is whole: until then it is the one
+# before.
 WITH_COPY = 2 * MEMORY_EVERY
 LEASE = 2.0
 PROGRESS = 6.0
-# What a change may cost: a death, a graceful change, and a hang beyond its timeout. docs/recover.md says what was measured.
+# What a change may cost: a death, a graceful change, and a hang beyond its timeout. docs/recover.md
+# says what was measured.
 DEATH, GRACEFUL, SLACK = 5.0, 3.0, 5.0
 
 SETS = [
-    f"train.steps={STEPS}", "model.moe.experts=8", "elastic.slots_per_node=1", "train.global_batch=12",
+    f"train.steps={STEPS}", "model.moe.experts=8", "elastic.slots_per_node=1",
+    "train.global_batch=12",
     "train.micro_batch=1",
     "elastic.nodes.min=2", "elastic.nodes.max=4", f"checkpoint.memory_every_steps={MEMORY_EVERY}",
-    "checkpoint.every_steps=50", f"health.lease_ttl={LEASE}s", f"health.progress_timeout={PROGRESS}s",
+    "checkpoint.every_steps=50", f"health.lease_ttl={LEASE}s",
+    f"health.progress_timeout={PROGRESS}s",
     "health.max_failures=100", "launch.allow_root=true"]
 
 
@@ -46,10 +50,12 @@ class Row:
         def seconds(value):
             return "-" if value is None else f"{value:.2f} s"
         return (f"| {self.fault} | {seconds(self.detected)} | {seconds(self.stopped)} | "
-                f"{seconds(self.planned)} | {seconds(self.started)} | {seconds(self.again)} | {self.lost} |")
+                f"{seconds(self.planned)} | {seconds(self.started)} | {seconds(self.again)} | "
+                f"{self.lost} |")
 
 
-HEADER = ("| fault | detected in | generation gone | planned | ranks ready | training again | steps lost |\n"
+HEADER = ("| fault | detected in | generation gone | planned | ranks ready | training again | "
+          "steps lost |\n"
           "|---|---|---|---|---|---|---|")
 
 
@@ -71,16 +77,19 @@ class Day:
 
     def train_on(self, steps=2 * MEMORY_EVERY + 2, seconds=60):
         until = self.step() + steps
-        wait_until(lambda: self.step() >= until, lambda: f"step {until}; {self.where()}\n{self.cluster.logs()}", seconds)
+        wait_until(lambda: self.step() >= until,
+                   lambda: f"step {until}; {self.where()}\n{self.cluster.logs()}", seconds)
 
     def where(self):
         return self.cluster.verb("status", self.job.name).out
 
     def nodes(self):
-        return sorted(node["node"] for node in self.cluster.status(self.job.name)["nodes"] if not node["spare"])
+        return sorted(node["node"] for node in self.cluster.status(self.job.name)["nodes"]
+                      if not node["spare"])
 
     def measure(self, fault, act, bound, most_lost, generation=True):
-        """Does `act`, waits for training to go on in a newer generation, and checks what it cost."""
+        """Does `act`, waits for training to go on in a newer generation, and checks what it
+        cost."""
         row = Row(fault)
         before = self.events.last_step()
         at = time.monotonic()
@@ -89,14 +98,19 @@ class Day:
         def first_step():
             steps = self.events.of_kind("step", at)
             return next(((t, e) for t, e in steps if e["generation"] > before["generation"]), None)
-        wait_until(first_step, lambda: f"training after {fault}: {self.where()}\n{self.cluster.logs()}", bound + 60)
+        wait_until(first_step,
+                   lambda: f"training after {fault}: {self.where()}\n{self.cluster.logs()}",
+                   bound + 60)
         again, step = first_step()
-        reached = max(e["step"] for t, e in self.events.of_kind("step") if e["generation"] < step["generation"])
+        reached = max(e["step"] for t, e in self.events.of_kind("step")
+                      if e["generation"] < step["generation"])
         states = [(t - at, e) for t, e in self.events.of_kind("state", at) if t <= again]
         row.detected = next((t for t, e in states if e["state"] != "RUNNING"), None)
-        row.stopped = next((t for t, e in states if e["state"] in ("WAITING", "PLANNING", "QUEUED")), None)
+        row.stopped = next((t for t, e in states
+                            if e["state"] in ("WAITING", "PLANNING", "QUEUED")), None)
         row.planned = next((t for t, e in states if e["state"] == "STARTING"), None)
-        row.started = next((t for t, e in states if e["state"] == "RUNNING" and row.planned is not None
+        row.started = next((t for t, e in states if e["state"] == "RUNNING"
+                            and row.planned is not None
                             and t > row.planned), None)
         row.again = again - at
         row.lost = reached - step["step"] + 1
@@ -130,7 +144,8 @@ class Day:
     def pause_is_short(self, row):
         """Between the last step of a generation and the first of the next."""
         steps = self.events.of_kind("step")
-        first = next(i for i, (_, e) in enumerate(steps) if e["generation"] == steps[-1][1]["generation"])
+        first = next(i for i, (_, e) in enumerate(steps)
+                     if e["generation"] == steps[-1][1]["generation"])
         pause = steps[first][0] - steps[first - 1][0]
         print(f"  pause {pause:.2f} s", file=sys.stderr, flush=True)
         self.test.over += [] if pause <= GRACEFUL else [f"{row.fault}: a pause of {pause:.2f} s"]
@@ -150,7 +165,8 @@ class Day:
         self.measure(f"node n{index} joins again", lambda: self.cluster.start_agent(index), 30, 0)
 
     def head_dies(self):
-        self.measure("kill -9 of the head's agent", lambda: self.cluster.kill_agent(0), DEATH, WITH_COPY)
+        self.measure("kill -9 of the head's agent", lambda: self.cluster.kill_agent(0), DEATH,
+                     WITH_COPY)
         self.come_back(0)
 
     def network_is_cut(self):
@@ -161,7 +177,8 @@ class Day:
         self.test.assertIn("n1", self.nodes())
 
     def rank_hangs(self):
-        self.measure("SIGSTOP of a rank", lambda: self.hosts[3].kill("moesaic-worker", signal.SIGSTOP),
+        self.measure("SIGSTOP of a rank",
+                     lambda: self.hosts[3].kill("moesaic-worker", signal.SIGSTOP),
                      PROGRESS + SLACK, MEMORY_EVERY)
 
     def agent_hangs(self):
@@ -177,17 +194,20 @@ class Day:
         wait()
         self.cluster.kill_coordinator()
         alone = len(self.job.lines())
-        wait_until(lambda: len(self.job.lines()) > alone + 5, "steps while there is no coordinator", 10)
+        wait_until(lambda: len(self.job.lines()) > alone + 5, "steps while there is no coordinator",
+                   10)
         self.cluster.start_coordinator()
         wait_until(lambda: self.step() > before["step"] + MEMORY_EVERY, f"steps after {fault}", 30)
-        self.test.assertEqual(self.events.last_step()["generation"], before["generation"], self.where())
+        self.test.assertEqual(self.events.last_step()["generation"], before["generation"],
+                              self.where())
         self.rows.append(Row(fault))  # it never stopped
         # It adopts: a later fault is noticed as before.
         wait_until(lambda: self.cluster.status(self.job.name)["state"] == "RUNNING", "adoption", 20)
 
     def wait_for_a_save(self):
         staging = os.path.join(self.disk, "checkpoints", ".staging")
-        wait_until(lambda: os.path.isdir(staging) and os.listdir(staging), "a save in progress", 60, every=0.0005)
+        wait_until(lambda: os.path.isdir(staging) and os.listdir(staging), "a save in progress", 60,
+                   every=0.0005)
 
     def disk_fills(self):
         """Training goes on; a later save works."""
@@ -205,8 +225,8 @@ class Day:
         generation = self.events.last_step()["generation"]
         self.train_on()
         os.remove(filler)
-        committed = self.cluster.status(self.job.name)["committed_step"]
-        wait_until(lambda: self.cluster.status(self.job.name)["committed_step"] > max(before, committed),
+        reached = max(before, self.cluster.status(self.job.name)["committed_step"])
+        wait_until(lambda: self.cluster.status(self.job.name)["committed_step"] > reached,
                    "a commit after the disk has room again", 60, every=0.2)
         self.test.assertEqual(self.events.last_step()["generation"], generation)
         self.rows.append(Row("the disk is full"))
@@ -231,16 +251,19 @@ class Day:
             for index in (1, 2, 3):
                 self.cluster.kill_agent(index)
             self.cluster.wait_for_state(self.job.name, "WAITING")
-            self.test.assertIn("1 of at least 2 nodes", self.cluster.status(self.job.name)["reason"])
+            self.test.assertIn("1 of at least 2 nodes",
+                               self.cluster.status(self.job.name)["reason"])
             self.cluster.start_agent(1)
         # The snapshots of three hosts are gone at once: the disk is what is left.
         self.measure("below the minimum, and back", act, 30, 60)
 
     def live(self):
         self.begin()
-        for part in (self.grow, self.rank_dies, self.agent_dies, self.network_is_cut, self.rank_hangs,
+        for part in (self.grow, self.rank_dies, self.agent_dies, self.network_is_cut,
+                     self.rank_hangs,
                      self.agent_hangs, lambda: self.coordinator_dies("kill -9 of the coordinator"),
-                     lambda: self.coordinator_dies("kill -9 of the coordinator during a save", self.wait_for_a_save),
+                     lambda: self.coordinator_dies("kill -9 of the coordinator during a save",
+                                                   self.wait_for_a_save),
                      self.disk_fills, self.node_is_drained, self.node_is_preempted, self.head_dies,
                      self.below_the_minimum):
             self.train_on()
@@ -295,7 +318,8 @@ class DayTest(EndToEndTest):
         reference = self.undisturbed("undisturbed-reproducible", sets)
         day = self.live_through_a_day("day-reproducible", sets)
         self.assertEqual(day.job.curve(), reference.curve())
-        diff = self.expect(0, self.moesaic("ckpt", "diff", f"{day.disk}/checkpoints", reference.checkpoints,
+        diff = self.expect(0, self.moesaic("ckpt", "diff", f"{day.disk}/checkpoints",
+                                           reference.checkpoints,
                                            "-o", "json")).json
         self.assertEqual(diff["objects"]["changed"], [], json.dumps(diff)[:2000])
         self.assertEqual((diff["objects"]["added"], diff["objects"]["removed"]), ([], []))

@@ -30,7 +30,8 @@ class ElasticTest(EndToEndTest):
                 "recipe.router.balance.coefficient=0"]
         moving = Job(self, "moving", [*sets, "train.steps=1000000",
                                       "checkpoint.memory_every_steps=5",
-                                      "elastic.rebalance_ratio=1.05", "elastic.rebalance_after=500ms"])
+                                      "elastic.rebalance_ratio=1.05",
+                                      "elastic.rebalance_after=500ms"])
         running = moving.start()
         running.wait_for_step(20, generation=2)
         running.interrupt()

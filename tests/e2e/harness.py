@@ -49,7 +49,8 @@ def write_text(path):
     """About 150 KB of sentences in which a word says much about the next one."""
     choose = random.Random(7)
     letters = "abcdefghijklmnopqrstuvwxyz"
-    words = ["".join(choose.choice(letters) for _ in range(choose.randint(2, 8))) for _ in range(120)]
+    words = ["".join(choose.choice(letters) for _ in range(choose.randint(2, 8)))
+             for _ in range(120)]
     with open(path, "w", encoding="utf-8") as file:
         for _ in range(400):
             for _ in range(8):
@@ -133,7 +134,8 @@ class Running:
         self.job = job
         self.log = tempfile.TemporaryFile()  # closed by finish()
         self.process = subprocess.Popen(
-            [os.path.join(BIN, "moesaic"), *arguments], cwd=job.test.folder, env=job.test.environment,
+            [os.path.join(BIN, "moesaic"), *arguments], cwd=job.test.folder,
+            env=job.test.environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log)
 
     def wait_for_step(self, step, generation=1):
@@ -141,7 +143,8 @@ class Running:
             if self.process.poll() is not None:
                 raise AssertionError(f"ended before step {step}: {self.finish()}")
             lines = self.job.lines()
-            return bool(lines) and (lines[-1]["generation"], lines[-1]["step"]) >= (generation, step)
+            return bool(lines) and (lines[-1]["generation"], lines[-1]["step"]) >= (generation,
+                                                                                    step)
         wait_until(reached, f"step {step} of generation {generation}", every=0.001)
 
     def wait_for_text(self, text):
@@ -181,12 +184,14 @@ class EndToEndTest(unittest.TestCase):
         cls.folder = tempfile.mkdtemp(prefix="moesaic-e2e-")
         cls.shared_before = set(os.listdir(SHARED_MEMORY))
         os.mkdir(cls.path("tmp"))
-        cls.environment = {"PATH": os.environ["PATH"], "HOME": cls.folder, "TMPDIR": cls.path("tmp")}
+        cls.environment = {"PATH": os.environ["PATH"], "HOME": cls.folder,
+                           "TMPDIR": cls.path("tmp")}
         with open(cls.path("job.yaml"), "w", encoding="utf-8") as file:
             file.write(JOB)
         write_text(cls.path("text.txt"))
         for arguments in (
-                ["tokenizer", "--input", "text.txt", "--vocabulary", "384", "--output", "bpe.model"],
+                ["tokenizer", "--input", "text.txt", "--vocabulary", "384", "--output",
+                 "bpe.model"],
                 ["prepare", "--tokenizer", "bpe.model", "--input", "text.txt",
                  "--document-separator", "blank-line", "--output", "train",
                  "--validation-output", "validation", "--validation-share", "0.1"]):
@@ -231,7 +236,8 @@ class EndToEndTest(unittest.TestCase):
     def expect(self, code, result):
         """The exit code; and whatever happened, nobody is shown a stack trace."""
         self.assertEqual(result.code, code, str(result))
-        for trace in ("terminate called", "Backtrace", "Exception raised from", "frame #", "core dumped"):
+        for trace in ("terminate called", "Backtrace", "Exception raised from", "frame #",
+                      "core dumped"):
             self.assertNotIn(trace, result.out + result.err)
         return result
 

@@ -1,4 +1,5 @@
-"""Hosts for tests: network namespaces joined by a bridge, each with a name and a /dev/shm of its own.
+"""Hosts for tests: network namespaces joined by a bridge, each with a name and a /dev/shm of its
+own.
 
     with Hosts(4) as hosts:
         agent = hosts[0].start("moesaic", "agent", ...)
@@ -29,7 +30,8 @@ def why_not():
     probe = f"moetest{os.getpid()}"
     made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False)
     if made.returncode != 0:
-        return "this machine does not let network namespaces be made: " + made.stderr.decode().strip()
+        return ("this machine does not let network namespaces be made: "
+                + made.stderr.decode().strip())
     subprocess.run(["ip", "netns", "del", probe], check=True)
     return ""
 
@@ -73,7 +75,8 @@ class Host:
     def make(self):
         os.makedirs(self.folder)
         run_ip("netns", "add", self.namespace)
-        run_ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
+        run_ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns",
+               self.namespace)
         run_ip("link", "set", self.link, "master", self.hosts.bridge, "up")
         inside = ["-n", self.namespace]
         run_ip(*inside, "addr", "add", f"{self.address}/24", "dev", "eth0")
@@ -81,10 +84,11 @@ class Host:
         run_ip(*inside, "link", "set", "lo", "up")
         # One process holds the other namespaces of the host.
         ready = os.path.join(self.folder, "ready")
-        script = (f"hostname {self.name} && mount -t tmpfs -o mode=1777 shm /dev/shm && touch {ready}"
-                  " && exec sleep infinity")
+        script = (f"hostname {self.name} && mount -t tmpfs -o mode=1777 shm /dev/shm"
+                  f" && touch {ready} && exec sleep infinity")
         self.holder = subprocess.Popen(
-            ["nsenter", f"--net=/run/netns/{self.namespace}", "--", "unshare", "--uts", "--mount", "sh", "-c", script],
+            ["nsenter", f"--net=/run/netns/{self.namespace}", "--", "unshare", "--uts", "--mount",
+             "sh", "-c", script],
             env=self.environment({}), start_new_session=True)
         deadline = time.monotonic() + 10
         while not os.path.exists(ready):
@@ -105,7 +109,8 @@ class Host:
         path = os.path.join(self.folder, log or f"process{len(self.processes)}.log")
         with open(path, "ab") as out:
             process = subprocess.Popen(self.enter(command), env=self.environment(environment or {}),
-                                       stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+                                       stdin=subprocess.DEVNULL, stdout=out,
+                                       stderr=subprocess.STDOUT,
                                        start_new_session=True)
         process.log = path
         self.processes.append(process)
@@ -124,7 +129,8 @@ class Host:
 
     def pids(self, program=""):
         """Of the host's processes, those of a program if it is given; not of the holder."""
-        inside = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, check=False)
+        inside = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True,
+                                check=False)
         pids = [int(pid) for pid in inside.stdout.split()]
         return [pid for pid in pids if pid != self.holder.pid and command_of(pid)
                 and program in ("", os.path.basename(command_of(pid).split(" ")[0]))]

@@ -1,5 +1,6 @@
-"""M3: a coordinator that stays away. Ranks train on for `health.orphan_grace`; then their agents end them,
-and keep what was saved in memory. When the coordinator is back the job goes on from there."""
+"""M3: a coordinator that stays away. Ranks train on for `health.orphan_grace`; then their agents
+end them, and keep what was saved in memory. When the coordinator is back the job goes on from
+there."""
 
 import sys
 import time
@@ -12,9 +13,12 @@ from harness import EndToEndTest, Job, main, wait_until
 STEPS = 1500
 GRACE = 3
 MEMORY_EVERY = 10
-SETS = [f"train.steps={STEPS}", "train.global_batch=12", "train.micro_batch=1", "elastic.slots_per_node=1",
-        "elastic.nodes.min=2", "elastic.nodes.max=2", f"checkpoint.memory_every_steps={MEMORY_EVERY}",
-        "checkpoint.every_steps=0", f"health.orphan_grace={GRACE}s", "health.lease_ttl=2s", "launch.allow_root=true"]
+SETS = [f"train.steps={STEPS}", "train.global_batch=12", "train.micro_batch=1",
+        "elastic.slots_per_node=1",
+        "elastic.nodes.min=2", "elastic.nodes.max=2",
+        f"checkpoint.memory_every_steps={MEMORY_EVERY}",
+        "checkpoint.every_steps=0", f"health.orphan_grace={GRACE}s", "health.lease_ttl=2s",
+        "launch.allow_root=true"]
 
 
 @unittest.skipIf(network.why_not(), network.why_not())
@@ -47,7 +51,8 @@ class OrphanTest(EndToEndTest):
         wait_until(lambda: not ranks(), "the end of the ranks", GRACE + 15)
         alone = time.monotonic() - at
         reached = job.lines()[-1]["step"]
-        print(f"ranks ended after {alone:.2f} s; {reached - before['step']} steps alone", file=sys.stderr, flush=True)
+        print(f"ranks ended after {alone:.2f} s; {reached - before['step']} steps alone",
+              file=sys.stderr, flush=True)
         self.assertGreater(alone, GRACE)
         self.assertLess(alone, GRACE + 5)
         self.assertGreater(reached, before["step"])

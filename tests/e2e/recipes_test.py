@@ -1,5 +1,5 @@
-"""Every recipe of configs/recipes: ranks that die in each of its phases and a resume at another expert
-degree leave the curve as it is (C3). The job files as they are, but for sizes."""
+"""Every recipe of configs/recipes: ranks that die in each of its phases and a resume at another
+expert degree leave the curve as it is (C3). The job files as they are, but for sizes."""
 
 import pathlib
 
@@ -8,7 +8,8 @@ from harness import EndToEndTest, Job, main
 RECIPES = pathlib.Path(__file__).resolve().parents[2] / "configs" / "recipes"
 STEPS = 120
 SMALL = ["model.hidden=32", "model.heads=2", "model.kv_heads=2", "model.sequence=32",
-         f"train.steps={STEPS}", "train.global_batch=8", "train.micro_batch=2", "train.validate_samples=16",
+         f"train.steps={STEPS}", "train.global_batch=8", "train.micro_batch=2",
+         "train.validate_samples=16",
          "train.validate_every_steps=0", "train.reproducible=true", "checkpoint.every_steps=6",
          "launch.threads=1", "launch.oversubscribe=true"]
 WIDTHS = {"dense_width": 48, "expert_width": 12, "shared_width": 24}

@@ -38,12 +38,14 @@ AccountingStorageType=accounting_storage/none
 KillWait=20
 """
 
-SETS = ["train.steps=100000", "elastic.slots_per_node=1", "elastic.nodes.min=1", "elastic.nodes.max=2",
+SETS = ["train.steps=100000", "elastic.slots_per_node=1", "elastic.nodes.min=1",
+        "elastic.nodes.max=2",
         "launch.allow_root=true", "checkpoint.every_steps=0"]
 
 
 def why_not():
-    missing = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if shutil.which(name) is None]
+    missing = [name for name in ("slurmctld", "slurmd", "munged", "sbatch")
+               if shutil.which(name) is None]
     return network.why_not() or (f"not installed: {', '.join(missing)}" if missing else "")
 
 
@@ -65,7 +67,8 @@ class Slurm:
         with open(self.path("munge.key"), "wb") as file:
             os.fchmod(file.fileno(), 0o600)
             file.write(os.urandom(128))
-        config = CONFIG.format(controller=os.uname().nodename, address=self.hosts.address, folder=self.folder)
+        config = CONFIG.format(controller=os.uname().nodename, address=self.hosts.address,
+                               folder=self.folder)
         for host in self.hosts:
             os.mkdir(self.path(f"spool/{host.name}"))
             config += f"NodeName={host.name} NodeAddr={host.address} CPUs=1 State=UNKNOWN\n"
@@ -75,14 +78,17 @@ class Slurm:
                 file.write(text)
         self.daemon(["munged", "--foreground", "--force", f"--key-file={self.path('munge.key')}",
                      f"--socket={self.path('munge.sock')}", f"--pid-file={self.path('munged.pid')}",
-                     f"--log-file={self.path('munged.log')}", f"--seed-file={self.path('munge.seed')}"])
+                     f"--log-file={self.path('munged.log')}",
+                     f"--seed-file={self.path('munge.seed')}"])
         wait_until(lambda: os.path.exists(self.path("munge.sock")), "munged", 20)
         self.daemon(["slurmctld", "-D", "-c"])
         for host in self.hosts:
             # Its plug-in looks for control groups, and uses none.
-            host.start("sh", "-c", f"mount -t tmpfs none /sys/fs/cgroup; exec slurmd -D -N {host.name}",
+            host.start("sh", "-c",
+                       f"mount -t tmpfs none /sys/fs/cgroup; exec slurmd -D -N {host.name}",
                        environment=self.environment, log="slurmd.log")
-        wait_until(lambda: self.run("sinfo", "-h", "-t", "idle", "-o", "%D").strip() == str(len(self.hosts)),
+        wait_until(lambda: self.run("sinfo", "-h", "-t", "idle", "-o",
+                                    "%D").strip() == str(len(self.hosts)),
                    "idle nodes", 60, every=0.5)
 
     def daemon(self, command):
@@ -91,7 +97,8 @@ class Slurm:
                                                  stdin=subprocess.DEVNULL, stdout=out, stderr=out))
 
     def run(self, *command, environment=None):
-        done = subprocess.run(command, env={**self.environment, **(environment or {})}, cwd=self.folder,
+        done = subprocess.run(command, env={**self.environment, **(environment or {})},
+                              cwd=self.folder,
                               capture_output=True, timeout=60, check=False)
         if done.returncode != 0:
             raise AssertionError(f"{command}: {done.stderr.decode()}")
@@ -123,29 +130,36 @@ class SlurmTest(EndToEndTest):
                 cluster.submit(job)
                 cluster.wait_for_state(job.name, "WAITING")
                 events = Events(cluster, job.name)
-                variables = {"MOESAIC_COORDINATOR": cluster.address, "MOESAIC_TLS_DIR": cluster.certs,
+                variables = {"MOESAIC_COORDINATOR": cluster.address,
+                             "MOESAIC_TLS_DIR": cluster.certs,
                              "MOESAIC": PROGRAM, "MOESAIC_SLOTS": "1"}
                 batch = ["sbatch", "--parsable", "--nodes=1", "--export=ALL", SCRIPT]
 
                 first = slurm.run(*batch, environment=variables).strip()
-                wait_until(lambda: events.last_step()["step"] > 5, lambda: f"steps; {cluster.logs()}", 60)
+                wait_until(lambda: events.last_step()["step"] > 5,
+                           lambda: f"steps; {cluster.logs()}", 60)
                 self.assertEqual(cluster.status(job.name)["ranks"], 1)
                 second = slurm.run(*batch, environment=variables).strip()
-                wait_until(lambda: cluster.status(job.name)["ranks"] == 2, "two ranks", 60, every=0.2)
+                wait_until(lambda: cluster.status(job.name)["ranks"] == 2, "two ranks", 60,
+                           every=0.2)
 
                 before = events.last_step()["step"]
                 slurm.run("scancel", first)
-                wait_until(lambda: cluster.status(job.name)["ranks"] == 1, "one rank", 60, every=0.2)
-                wait_until(lambda: events.last_step()["step"] > before + 10, "training to go on", 60)
+                wait_until(lambda: cluster.status(job.name)["ranks"] == 1, "one rank", 60,
+                           every=0.2)
+                wait_until(lambda: events.last_step()["step"] > before + 10, "training to go on",
+                           60)
                 status = cluster.status(job.name)
                 self.assertEqual(status["restarts"], 0, status)
                 self.assertEqual(sorted(e["step"] for _, e in events.of_kind("step")),
-                                 list(range(1, 1 + len(events.of_kind("step")))), "a step was done twice")
+                                 list(range(1, 1 + len(events.of_kind("step")))),
+                                 "a step was done twice")
 
                 cluster.expect("stop", job.name)
                 cluster.verb("wait", job.name, "--timeout", "60s")
                 slurm.run("scancel", second)
-                wait_until(lambda: slurm.run("squeue", "-h").strip() == "", "an empty queue", 60, every=0.5)
+                wait_until(lambda: slurm.run("squeue", "-h").strip() == "", "an empty queue", 60,
+                           every=0.5)
             finally:
                 if events is not None:
                     events.close()

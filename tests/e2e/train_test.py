@@ -7,8 +7,8 @@ from harness import EndToEndTest, Job, main
 
 STEP_KEYS = ["step", "generation", "loss", "aux_loss", "grad_norm", "lr", "tokens", "seconds",
              "tokens_per_second", "expert_load_max_over_mean", "flops"]
-SUMMARY_KEYS = ["job", "state", "generation", "step", "loss", "validation_loss", "perplexity", "tokens",
-                "seconds", "tokens_per_second", "checkpoint", "restarts"]
+SUMMARY_KEYS = ["job", "state", "generation", "step", "loss", "validation_loss", "perplexity",
+                "tokens", "seconds", "tokens_per_second", "checkpoint", "restarts"]
 
 
 class TrainTest(EndToEndTest):
@@ -49,7 +49,8 @@ class TrainTest(EndToEndTest):
         self.assertEqual(len(events), 1)
         self.assertTrue(events[0].startswith("events.out.tfevents."), events)
         page = os.path.join(self.job.run_dir, "report.html")
-        report = self.expect(0, self.moesaic("report", self.job.run_dir, "--html", page, "-o", "json")).json
+        report = self.expect(0, self.moesaic("report", self.job.run_dir, "--html", page, "-o",
+                                             "json")).json
         self.assertEqual((report[0]["steps"], report[0]["skipped"]), (60, 0))
         self.assertEqual(report[0]["validation_loss"], self.trained.json["validation_loss"])
         with open(page, encoding="utf-8") as file:
@@ -68,10 +69,13 @@ class TrainTest(EndToEndTest):
         listed = self.expect(0, self.moesaic("ckpt", "ls", self.job.checkpoints, "-o", "json")).json
         steps = [entry["step"] for entry in listed["checkpoints"]]
         self.assertEqual(steps[-1], 60)
-        self.assertLessEqual(set(steps), {20, 40, 60})  # one that is due while another is written is skipped
-        verified = self.expect(0, self.moesaic("ckpt", "verify", "--all", self.job.checkpoints, "-o", "json"))
+        # One that is due while another is written is skipped.
+        self.assertLessEqual(set(steps), {20, 40, 60})
+        verified = self.expect(0, self.moesaic("ckpt", "verify", "--all", self.job.checkpoints,
+                                               "-o", "json"))
         self.assertTrue(verified.json["ok"])
-        shown = self.expect(0, self.moesaic("ckpt", "show", self.job.checkpoints, "-o", "json")).json
+        shown = self.expect(0, self.moesaic("ckpt", "show", self.job.checkpoints, "-o",
+                                            "json")).json
         self.assertEqual(shown["step"], 60)
         self.assertEqual(shown["validation_loss"], self.trained.json["validation_loss"])
 
@@ -80,7 +84,8 @@ class TrainTest(EndToEndTest):
                                  "--threads", "1", "-o", "json")
         measured = self.expect(0, evaluated).json
         self.assertEqual(measured["step"], 60)
-        self.assertAlmostEqual(measured["validation_loss"], self.trained.json["validation_loss"], places=5)
+        self.assertAlmostEqual(measured["validation_loss"], self.trained.json["validation_loss"],
+                               places=5)
         self.assertEqual(measured["routing"], self.job.lines()[-1]["validation_routing"])
 
     def test_eval_shows_routing_and_leaves_experts_out(self):
@@ -101,7 +106,8 @@ class TrainTest(EndToEndTest):
     def test_generate_is_deterministic_for_a_seed(self):
         def text(seed, *more):
             return self.expect(0, self.moesaic(
-                "generate", "--checkpoint", self.job.checkpoints, "--prompt", "Ab", "--tokens", "40",
+                "generate", "--checkpoint", self.job.checkpoints, "--prompt", "Ab", "--tokens",
+                "40",
                 "--seed", str(seed), "-o", "json", *more)).json["text"]
         self.assertEqual(text(1), text(1))
         self.assertNotEqual(text(1), text(2))
@@ -118,10 +124,12 @@ class TrainTest(EndToEndTest):
         self.expect_nothing_left()
 
     def test_reads_again_what_config_show_prints(self):
-        shown = self.expect(0, self.moesaic("config", "show", "-f", "job.yaml", "--resolved", "-o", "textproto"))
+        shown = self.expect(0, self.moesaic("config", "show", "-f", "job.yaml", "--resolved", "-o",
+                                            "textproto"))
         with open(self.path("shown.textproto"), "w", encoding="utf-8") as file:
             file.write(shown.out)
-        again = self.expect(0, self.moesaic("config", "show", "-f", "shown.textproto", "--resolved", "-o", "textproto"))
+        again = self.expect(0, self.moesaic("config", "show", "-f", "shown.textproto", "--resolved",
+                                            "-o", "textproto"))
         self.assertEqual(again.out, shown.out)
 
 

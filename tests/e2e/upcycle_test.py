@@ -24,11 +24,13 @@ class UpcycleTest(EndToEndTest):
         cls.trained = cls.dense.run()
 
     def loss_of(self, checkpoints):
-        evaluated = self.moesaic("eval", "--checkpoint", checkpoints, "--data", "validation", "-o", "json")
+        evaluated = self.moesaic("eval", "--checkpoint", checkpoints, "--data", "validation", "-o",
+                                 "json")
         return self.expect(0, evaluated).json["validation_loss"]
 
     def upcycle(self, job, *arguments):
-        return self.moesaic("ckpt", "upcycle", "--from", self.dense.checkpoints, "-f", f"{job}.yaml",
+        return self.moesaic("ckpt", "upcycle", "--from", self.dense.checkpoints, "-f",
+                            f"{job}.yaml",
                             "-o", "json", *arguments)
 
     def test_the_new_model_is_the_dense_one(self):
@@ -55,7 +57,8 @@ class UpcycleTest(EndToEndTest):
         self.expect(0, self.upcycle("copies", "--to", job.checkpoints, "--keep-optimizer",
                                     "--set", "name=copies", "--set", f"run.dir={job.run_dir}"))
         shown = self.expect(0, self.moesaic("ckpt", "show", job.checkpoints, "-o", "json")).json
-        self.assertEqual((shown["step"], shown["optimizer_updates"], shown["contents"]), (0, 40, "full"))
+        self.assertEqual((shown["step"], shown["optimizer_updates"], shown["contents"]),
+                         (0, 40, "full"))
         trained = self.expect(0, job.run()).json
         self.assertEqual((trained["state"], trained["step"]), ("SUCCEEDED", 20))
         self.assertLess(job.curve()[1][0], self.dense.curve()[1][0] - 0.5)
@@ -74,7 +77,8 @@ class UpcycleTest(EndToEndTest):
         refused = self.upcycle("pieces", "--to", to)
         self.assertEqual(refused.code, 2)
         self.assertIn("a copy of the dense layer is 48 wide", refused.err)
-        other = self.upcycle("copies", "--to", to, "--set", "model.hidden=64", "--set", "model.heads=2")
+        other = self.upcycle("copies", "--to", to, "--set", "model.hidden=64", "--set",
+                             "model.heads=2")
         self.assertEqual(other.code, 2)
         self.assertIn("model.hidden is 32 in the dense model, and 64 in the job", other.err)
         self.assertFalse(os.path.exists(to))

@@ -1,5 +1,5 @@
-"""Agents, the shim and mpirun over several hosts (network namespaces), without a coordinator's rules:
-tests/fakes/fake_coordinator.cc commands the agents, and ranks only meet in barriers
+"""Agents, the shim and mpirun over several hosts (network namespaces), without a coordinator's
+rules: tests/fakes/fake_coordinator.cc commands the agents, and ranks only meet in barriers
 (tests/fakes/barrier_worker.cc). After each test nothing may be left on any host (M4)."""
 
 import os
@@ -51,7 +51,8 @@ class Coordinator:
             try:
                 self.said.append(self.lines.get(timeout=max(0.01, deadline - time.monotonic())))
             except queue.Empty:
-                raise AssertionError(f"no \"{beginning}\" within {seconds} s; {self.said}") from None
+                raise AssertionError(
+                    f"no \"{beginning}\" within {seconds} s; {self.said}") from None
 
     def close(self):
         self.process.kill()
@@ -80,11 +81,14 @@ class HostsCase(unittest.TestCase):
             self.coordinator.wait(f"registered {host.name}")
 
     def start_agent(self, host):
-        return host.start(os.path.join(self.bin, "moesaic"), "agent", "--coordinator", self.coordinator.address,
-                          "--insecure", "--listen", f"{host.address}:0", "--slots", str(SLOTS), log="agent.log")
+        return host.start(os.path.join(self.bin, "moesaic"), "agent", "--coordinator",
+                          self.coordinator.address,
+                          "--insecure", "--listen", f"{host.address}:0", "--slots", str(SLOTS),
+                          log="agent.log")
 
     def log(self, host):
-        with open(os.path.join(host.folder, "agent.log"), encoding="utf-8", errors="replace") as file:
+        with open(os.path.join(host.folder, "agent.log"), encoding="utf-8",
+                  errors="replace") as file:
             return file.read()
 
     def rank_log(self, name, generation=1):
@@ -130,8 +134,10 @@ class HostsCase(unittest.TestCase):
     def expect_clean(self, hosts, seconds=0.0):
         """No process but the agent, and no file of a generation."""
         for host in hosts:
-            self.wait_for(lambda host=host: not self.processes_of_ranks(host), f"{host.name}: processes", seconds)
-            self.wait_for(lambda host=host: not [p for p in host.shared_memory() if "+g" in p or "vader" in p],
+            self.wait_for(lambda host=host: not self.processes_of_ranks(host),
+                          f"{host.name}: processes", seconds)
+            self.wait_for(lambda host=host: not [p for p in host.shared_memory() if "+g" in p
+                                                 or "vader" in p],
                           f"{host.name}: shared memory", seconds)
 
     def end_agents(self):
@@ -188,7 +194,8 @@ class ThreeHostsTest(HostsCase):
         os.kill(self.hosts[1].pids("moesaic-worker")[0], signal.SIGKILL)
         failure = self.ended(self.hosts[0], generation)
         self.tell_time("rank killed -> the head says so", begin)
-        self.assertRegex(failure, f"exit 137 rank [{SLOTS}{SLOTS + 1}] rank . was killed by signal 9")
+        self.assertRegex(failure,
+                         f"exit 137 rank [{SLOTS}{SLOTS + 1}] rank . was killed by signal 9")
         self.coordinator.tell("kill now")
         for host in self.hosts:
             if host.name != "n0":
@@ -280,7 +287,8 @@ class ThreeHostsTest(HostsCase):
                 ("other", "1", "token-1", orted, "stale generation"),
                 ("job", "1", "token-1", "orted; id", "not a command"),
                 ("job", "1", "token-1", "sh -c id", "not a command"),
-                ("job", "1", "token-1", orted + " -mca mca_base_component_path /tmp", "not a command"),
+                ("job", "1", "token-1", orted + " -mca mca_base_component_path /tmp",
+                 "not a command"),
                 ("job", "1", "token-1", orted, "has had its orted")):
             asked = self.hosts[0].start(
                 os.path.join(self.bin, "moesaic-orted-shim"), "victim", command, log="stranger.log",

@@ -1,12 +1,13 @@
-"""C1: a process that takes part in a save is killed before and after each of its writes, syncs, renames
-and messages; and at random. The programs are the shipped ones (tests/fault/kill_point.cc is preloaded),
-over network namespaces, with TLS; only the model is missing (tests/fakes/fake_worker.cc).
+"""C1: a process that takes part in a save is killed before and after each of its writes, syncs,
+renames and messages; and at random. The programs are the shipped ones (tests/fault/kill_point.cc is
+preloaded), over network namespaces, with TLS; only the model is missing
+(tests/fakes/fake_worker.cc).
 
-After each kill: the newest step that was acknowledged is there, every step folder verifies and holds what
-was saved, and the job goes on to its end. Nothing is left behind (M4).
+After each kill: the newest step that was acknowledged is there, every step folder verifies and
+holds what was saved, and the job goes on to its end. Nothing is left behind (M4).
 
-Of messages, and of the second agent, only each eighth point is tried; KILL_SAMPLE=1 tries all. KILL_RANDOM
-is the number of random kills, KILL_SEED what they are drawn from.
+Of messages, and of the second agent, only each eighth point is tried; KILL_SAMPLE=1 tries all.
+KILL_RANDOM is the number of random kills, KILL_SEED what they are drawn from.
 """
 
 import collections
@@ -59,7 +60,8 @@ class Target:
         self.name, self.paths, self.begin = name, paths, begin
 
     def environment(self, folder, at):
-        return {"LD_PRELOAD": LIBRARY, "KILL_POINT_FOLDER": folder, "KILL_POINT_PATHS": ":".join(self.paths),
+        return {"LD_PRELOAD": LIBRARY, "KILL_POINT_FOLDER": folder,
+                "KILL_POINT_PATHS": ":".join(self.paths),
                 "KILL_POINT_FROM": ":".join(self.begin), "KILL_POINT_AT": at}
 
 
@@ -83,18 +85,25 @@ class KillPointsTest(EndToEndTest):
     @staticmethod
     def supervise(cluster, environment_of):
         def start(index):
-            return Supervisor(lambda: cluster.start_agent(index, environment=environment_of(f"agent {index}")), 0.05)
-        coordinator = Supervisor(lambda: cluster.launch_coordinator(environment=environment_of("coordinator")), 0.05)
-        wait_until(lambda: os.path.exists(os.path.join(cluster.folder, "state", "address")), "the coordinator", 20)
+            return Supervisor(
+                lambda: cluster.start_agent(index, environment=environment_of(f"agent {index}")),
+                0.05)
+        coordinator = Supervisor(
+            lambda: cluster.launch_coordinator(environment=environment_of("coordinator")), 0.05)
+        wait_until(lambda: os.path.exists(os.path.join(cluster.folder, "state", "address")),
+                   "the coordinator", 20)
         return [coordinator, *map(start, range(len(cluster.hosts)))]
 
     @staticmethod
     def end(cluster, supervisors):
         for index, agent in enumerate(supervisors[1:]):
             agent.end()
-            if agent.process.returncode != 0:  # killed at its end, or while it started: the next one clears up
-                last = cluster.start_agent(index, log=f"last-{os.path.basename(cluster.folder)}.log")
-                wait_until(lambda last=last: b"listens at" in read_bytes(last.log), "another agent", 10)
+            # Killed at its end, or while it started: the next one clears up.
+            if agent.process.returncode != 0:
+                log = f"last-{os.path.basename(cluster.folder)}.log"
+                last = cluster.start_agent(index, log=log)
+                wait_until(lambda last=last: b"listens at" in read_bytes(last.log), "another agent",
+                           10)
                 last.send_signal(signal.SIGTERM)
                 last.wait()
         supervisors[0].end()
@@ -106,21 +115,25 @@ class KillPointsTest(EndToEndTest):
         root = job.checkpoints
         self.expect(0, self.moesaic("ckpt", "verify", "--all", root))
         for step in job.steps():
-            checked = subprocess.run([FAKE, "check", os.path.join(root, step)], capture_output=True, check=False)
+            checked = subprocess.run([FAKE, "check", os.path.join(root, step)], capture_output=True,
+                                     check=False)
             self.assertEqual(checked.returncode, 0, checked.stderr.decode())
         self.assertEqual(read_bytes(os.path.join(job.run_dir, "lost")), b"")
         self.assertGreaterEqual(int(job.steps()[-1].split("-")[1]), self.acknowledged(job))
 
     @staticmethod
     def acknowledged(job):
-        return max(map(int, read_bytes(os.path.join(job.run_dir, "acknowledged")).split()), default=0)
+        return max(map(int, read_bytes(os.path.join(job.run_dir, "acknowledged")).split()),
+                   default=0)
 
     @staticmethod
     def expect_no_parts(job):
         """Of steps that are not whole; nor one that was whole and no longer is."""
         def parts():
-            folders = [os.path.join(job.checkpoints, name) for name in (".staging", ".trash", ".quarantine")]
-            return [name for folder in folders if os.path.isdir(folder) for name in os.listdir(folder)]
+            folders = [os.path.join(job.checkpoints, name)
+                       for name in (".staging", ".trash", ".quarantine")]
+            return [name for folder in folders if os.path.isdir(folder)
+                    for name in os.listdir(folder)]
         wait_until(lambda: not parts(), lambda: f"the end of {parts()}", 5)
 
     @staticmethod
@@ -162,7 +175,8 @@ class KillPointsTest(EndToEndTest):
         self.expect_usable(job)
         self.assertEqual(job.steps()[-1], "step-000000008")
         self.expect_no_rest(hosts)
-        return read_bytes(os.path.join(folder, "points" if at == "none" else "fired")).decode().splitlines()
+        name = "points" if at == "none" else "fired"
+        return read_bytes(os.path.join(folder, name)).decode().splitlines()
 
     def kill_at_points(self, target, every_file=1):
         cells = queue.Queue()
@@ -189,13 +203,15 @@ class KillPointsTest(EndToEndTest):
         kinds = collections.Counter(" ".join(hit[0].split()[1:3]) for hit in fired if hit)
         print(f"{target.name}: {len(files)} points of files, {len(messages)} of messages; "
               f"killed {kinds.total()} times: {dict(kinds)}", file=sys.stderr, flush=True)
-        # Those of messages are not the same each time; those of files are, but for the coordinator's store.
+        # Those of messages are not the same each time; those of files are, but for the
+        # coordinator's store.
         for kind, share in (("file-", 0.8), ("message-", 0.5)):
             hits = [bool(hit) for at, hit in zip(trials, fired) if at.startswith(kind)]
             self.assertGreaterEqual(sum(hits), share * len(hits), f"{kind} of {target.name}")
 
     def test_c1_points_of_the_coordinator(self):
-        self.kill_at_points(Target("coordinator", ["/checkpoints/", "coordinator.sqlite"], ["/step-8."]))
+        self.kill_at_points(Target("coordinator", ["/checkpoints/", "coordinator.sqlite"],
+                                   ["/step-8."]))
 
     def test_c1_points_of_an_agent(self):
         self.kill_at_points(Target("agent 0", *AGENT))
@@ -214,7 +230,8 @@ class KillPointsTest(EndToEndTest):
     def test_c1_random_kills(self):
         with network.Hosts(3) as hosts:
             cluster = Cluster(self, hosts, program=self.program, name="random")
-            job = Job(self, "random", [*SETS, "elastic.nodes.max=3", "train.steps=1000000", "checkpoint.every_steps=5",
+            job = Job(self, "random", [*SETS, "elastic.nodes.max=3", "train.steps=1000000",
+                                       "checkpoint.every_steps=5",
                                        "checkpoint.keep.last=20"])
             supervisors = self.supervise(cluster, lambda process: {})
             try:
@@ -229,13 +246,15 @@ class KillPointsTest(EndToEndTest):
                 self.end(cluster, supervisors)
             self.expect_usable(job)
             self.expect_no_rest(hosts)
-        print(f"killed {dict(kills)}; {self.acknowledged(job)} steps acknowledged", file=sys.stderr, flush=True)
+        print(f"killed {dict(kills)}; {self.acknowledged(job)} steps acknowledged", file=sys.stderr,
+              flush=True)
 
     def kill_at_random(self, cluster, job):
         choose, kills = random.Random(SEED), collections.Counter()
         while kills.total() < RANDOM:
             before = self.acknowledged(job)
-            wait_until(lambda: self.acknowledged(job) > before, lambda: f"a commit after {dict(kills)}", 60)
+            wait_until(lambda: self.acknowledged(job) > before,
+                       lambda: f"a commit after {dict(kills)}", 60)
             time.sleep(choose.uniform(0, 0.3))
             victim = choose.choice(["coordinator", "agent", "rank", "rank", "mpirun", "orted"])
             kills[victim] += self.kill(cluster, victim, choose)

@@ -5,8 +5,9 @@
     .venv-peers/bin/python tests/peers/check_export.py build/release/bin/moesaic
 
 Each golden model (tests/peers/make_model_goldens.py) is imported, exported as f32, bf16 and in many
-files, and loaded by transformers; f32 must give the golden logits, bf16 those of the rounded weights. A
-model with experts that is made of the golden Llama must give the Llama's, and a model that EvoMoE trains the loss that our validation gives.
+files, and loaded by transformers; f32 must give the golden logits, bf16 those of the rounded
+weights. A model with experts that is made of the golden Llama must give the Llama's, and a
+model that EvoMoE trains the loss that our validation gives.
 """
 
 import argparse
@@ -41,13 +42,16 @@ model:
    moe: {{experts: 4, active: 1, expert_width: 48}}}}
 recipe: {{preset: evomoe, experts: {{spawn: {{step: 4}}}}}}
 data: {{train: [{{path: {folder}/corpus}}], validation: [{{path: {folder}/corpus}}]}}
-train: {{steps: 8, global_batch: 4, micro_batch: 2, validate_samples: 0, optimizer: {{adamw: {{lr: 1.0e-2}}}}}}
+train:
+  {{steps: 8, global_batch: 4, micro_batch: 2, validate_samples: 0,
+   optimizer: {{adamw: {{lr: 1.0e-2}}}}}}
 run: {{dir: {folder}/run}}
 """
 
 
 def moesaic(program, *arguments):
-    done = subprocess.run([program, *map(str, arguments), "-o", "json"], capture_output=True, text=True)
+    done = subprocess.run([program, *map(str, arguments), "-o", "json"], capture_output=True,
+                          text=True)
     if done.returncode != 0:
         raise SystemExit(f"moesaic {' '.join(map(str, arguments))}: {done.stderr}")
     return json.loads(done.stdout)
@@ -88,7 +92,8 @@ def check(program, architecture, scratch):
         ("files", ["--dtype", "f32", "--max-file", "20kb"], GOLDEN / architecture),
         ("bf16", ["--dtype", "bf16"], rounded(GOLDEN / architecture, scratch / "rounded")),
     ]:
-        exported = moesaic(program, "ckpt", "export", scratch / "step", "--to", scratch / name, *flags)
+        exported = moesaic(program, "ckpt", "export", scratch / "step", "--to", scratch / name,
+                           *flags)
         assert exported["architecture"] == architecture, exported
         assert (exported["files"] > 1) == (name == "files"), exported
         theirs = golden["logits"] if name != "bf16" else logits(source, golden["tokens"])

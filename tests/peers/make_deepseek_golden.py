@@ -127,7 +127,8 @@ def main():
         if stored.keys() != made.keys():
             sys.exit(f"{file} has other tensors")
         for key, value in made.items():
-            torch.testing.assert_close(stored[key], value, rtol=1e-4, atol=1e-5, msg=f"{name}: {key}")
+            torch.testing.assert_close(stored[key], value, rtol=1e-4, atol=1e-5,
+                                       msg=f"{name}: {key}")
 
 
 if __name__ == "__main__":

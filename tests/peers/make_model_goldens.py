@@ -2,15 +2,16 @@
 """Golden files of tiny models, by Hugging Face transformers: tests/peers/golden/ARCHITECTURE.
 
     tests/peers/setup.sh
-    .venv-peers/bin/python tests/peers/make_model_goldens.py [ARCHITECTURE...]     # make them anew
-    .venv-peers/bin/python tests/peers/make_model_goldens.py --check               # remake and compare
+    .venv-peers/bin/python tests/peers/make_model_goldens.py [ARCHITECTURE...]   # make anew
+    .venv-peers/bin/python tests/peers/make_model_goldens.py --check   # remake and compare
 
 model.safetensors, config.json   the model as transformers saves it
 golden.safetensors               what it computes, in fp32:
     tokens, targets              int64 [sequences, length]; target -1: none
     logits                       [sequences, length, vocabulary]
     loss                         mean over the targets
-    router.L                     [sequences * length, experts] scores of layer L (softmax or sigmoid)
+    router.L                     [sequences * length, experts] scores of layer L (softmax or
+                                 sigmoid)
     gradient.NAME                of the mean loss, under the names of model.safetensors
     curve.tokens, curve.targets  int64 [steps, sequences, length]
     curve.loss                   [steps] mean loss before each step of AdamW (lr 3e-3, betas 0.9 and
@@ -139,7 +140,8 @@ def mean_loss(model, tokens, targets):
 
 
 def hub_gradients(model):
-    """Gradients under the names and shapes of the saved file, where an expert's matrices are apart."""
+    """Gradients under the names and shapes of the saved file, where an expert's matrices are
+    apart."""
     mixtral = model.config.model_type == "mixtral"
     block, gate, up, down = (
         (".block_sparse_moe.", "w1", "w3", "w2") if mixtral
@@ -221,7 +223,8 @@ def check(architecture):
                 error = ((ours[name] - value).abs().max() / scale).item()
                 worst = max(worst, error)
                 if error > 1e-5:
-                    sys.exit(f"{architecture}: {file}: {name} differs by {error} of its largest value")
+                    sys.exit(f"{architecture}: {file}: {name} differs by {error} of its largest "
+                             "value")
     print(f"{architecture} agrees with transformers {transformers.__version__}: {worst:.1e}")
 
 
