@@ -12,7 +12,6 @@ namespace moesaic {
 
 using Json = nlohmann::ordered_json;
 
-
 // For CLI11: empty, or what is wrong with a duration such as "1h30m".
 std::string CheckDuration(const std::string& text);
 
