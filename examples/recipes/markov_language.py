@@ -1,9 +1,9 @@
 """A language of which the best possible loss is known, as token files for moesaic.
 
-32 sources write 64 symbols. After a symbol one of four successors follows, with the probabilities of
-FREQUENCIES; which four depends on the source and the symbol, save that for every other symbol they are the
-same in all sources. A document is a token that names its source and 63 symbols. No model can do better than
-FLOOR_BITS a symbol, and one that ignores the source stays well above it.
+32 sources write 64 symbols. After a symbol one of four successors follows, with the probabilities
+of FREQUENCIES; which four depends on the source and the symbol, save that for every other symbol
+they are the same in all sources. A document is a token that names its source and 63 symbols. No
+model can do better than FLOOR_BITS a symbol, and one that ignores the source stays well above it.
 """
 
 import array
@@ -39,7 +39,7 @@ def make_document(tables, draw):
 
 
 def write_corpus(prefix, documents):
-    """Megatron's indexed format: PREFIX.bin has the tokens as uint16, PREFIX.idx where documents start."""
+    """Megatron's indexed format: PREFIX.bin has tokens as uint16, PREFIX.idx where documents start."""
     count = len(documents)
     with open(prefix + ".bin", "wb") as file:
         for document in documents:
@@ -57,7 +57,8 @@ def write_corpora(folder):
     tables = make_tables(draw)
     os.makedirs(folder, exist_ok=True)
     for name, count in (("train", TRAIN_DOCUMENTS), ("validation", VALIDATION_DOCUMENTS)):
-        write_corpus(os.path.join(folder, name), [make_document(tables, draw) for _ in range(count)])
+        documents = [make_document(tables, draw) for _ in range(count)]
+        write_corpus(os.path.join(folder, name), documents)
 
 
 if __name__ == "__main__":

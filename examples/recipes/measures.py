@@ -9,16 +9,17 @@ import markov_language
 
 LAST_STEPS = 60  # over which loads are averaged
 # Two-sided 95 % quantiles of Student's t, by degrees of freedom.
-STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447,
+           7: 2.365, 8: 2.306, 9: 2.262}
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Of one run. MaxVio (arXiv 2408.15664) is the largest load over the mean, less 1; mean of layers."""
+    """Of one run. MaxVio (arXiv 2408.15664): the largest load over the mean, less 1; mean of layers."""
     bits: float         # validation loss above the least that is possible, a symbol
     batch_vio: float    # MaxVio of a step's tokens, mean of the last steps
     global_vio: float   # MaxVio of all validation tokens
-    information: float  # mutual information of neighbouring layers' best experts, above chance, in nats
+    information: float  # mutual, of neighbouring layers' best experts, above chance, in nats
     entropy: float      # of a token's probabilities, in nats, mean of layers; of the validation
     pairs: float        # of tokens and experts that were computed in training
     flops: float        # of the training
@@ -66,7 +67,8 @@ def measure(folder):
     probes = json.loads((folder / "probes.json").read_text())
     return Measured(
         bits=bits_above_floor(json.loads(summary.read_text())["validation_loss"]),
-        batch_vio=statistics.fmean(statistics.fmean(each["max_vio"]) for each in routing[-LAST_STEPS:]),
+        batch_vio=statistics.fmean(statistics.fmean(each["max_vio"])
+                                   for each in routing[-LAST_STEPS:]),
         global_vio=statistics.fmean(validation["max_vio"]),
         information=neighbours_information(validation),
         entropy=statistics.fmean(validation["entropy"]),
@@ -86,7 +88,7 @@ def half_interval(values):
 
 
 def paired(these, those, number=lambda run: run.bits):
-    """Mean of the differences by seed, and half of its 95 % interval; None of fewer than two seeds."""
+    """Mean difference by seed, and half of its 95 % interval; None of fewer than two seeds."""
     differences = [number(these[seed]) - number(those[seed]) for seed in these if seed in those]
     if len(differences) < 2:
         return None

@@ -10,7 +10,7 @@ PAGE = ROOT / "docs" / "recipes.md"
 FIGURES = ROOT / "docs" / "figures"
 
 
-# ---- Columns: what a table says of an arm. Each gets the runs of the arm and of the first arm, by seed.
+# ---- Columns: what a table says of an arm, from its runs and those of the first arm, by seed.
 
 
 def mean_of(runs, what):
@@ -40,7 +40,8 @@ def reach_column(index, relative):
     def column(runs, first):
         reached = []
         for seed, run in runs.items():
-            cost = measures.cost_to_reach(run.curve, first[seed].bits)
+            goal = first.get(seed)
+            cost = measures.cost_to_reach(run.curve, goal.bits) if goal is not None else None
             if cost is not None:
                 reached.append(cost[index] / (first[seed].flops if relative else 1))
         if not reached:
@@ -76,7 +77,7 @@ def table(experiment, runs):
 
 
 def probe_table(experiment, runs):
-    """What switching something off after the training costs: mean bits, and the interval of the mean."""
+    """What each probe costs: more bits, and the 95 % interval of their mean."""
     names = list(dict.fromkeys(probe.name for arm in experiment.arms for probe in arm.probes))
     if not names:
         return []
