@@ -1,11 +1,9 @@
 // A model with experts that is made of a dense one computes what that one did, where its method
 // promises it. The dense one is the golden Llama (tests/peers), read from its Hugging Face folder.
 #include <gtest/gtest.h>
-#include <unistd.h>
-
-#include <filesystem>
 
 #include "absl/strings/str_cat.h"
+#include "tests/base/scratch_folder.h"
 #include "tests/trainer/model/architecture_golden.h"
 #include "tests/trainer/model/golden.h"
 #include "tests/trainer/model/model_fixture.h"
@@ -22,10 +20,17 @@ constexpr double kTolerance = 1e-5;
 struct Case {
   const char* name;
   UpcycleMethod method;
-  const char* job;
+  std::string job;
   double mask = 0;
 };
 
+std::string Experts(int experts, int active, int width, const char* pattern = "every: 1 first: 0") {
+  return absl::StrCat("model { moe { experts: ", experts, " active: ", active,
+                      " expert_width: ", width, " pattern { ", pattern, " } } } ");
+}
+
+constexpr char kDeepSeekV3[] =
+    "recipe { preset: 'deepseek_v3' router { select { groups: 3 group_limit: 2 } } }";
 constexpr char kWhole[] = " weight { renormalize: true scale: 1 } ";
 constexpr char kHalves[] = " weight { renormalize: true scale: 2 } ";
 constexpr char kQuarters[] = " weight { renormalize: true scale: 4 } ";
@@ -60,12 +65,15 @@ at::Tensor LogitsOf(const JobSpec& spec, const std::vector<at::Tensor>& weights,
   FixedWeights source(model.catalog(), weights);
   Decoder decoder(model.transformer(), source, tokens.size(0), tokens.size(1), at::kFloat);
   std::vector<at::Tensor> logits;
-  for (int64_t t = 0; t < tokens.size(1); ++t) logits.push_back(decoder.Append(tokens.narrow(1, t, 1)));
+  for (int64_t t = 0; t < tokens.size(1); ++t) {
+    logits.push_back(decoder.Append(tokens.narrow(1, t, 1)));
+  }
   return at::stack(logits, 1);
 }
 
 at::Tensor UpcycledLogits(const Case& c, const char* weight, const at::Tensor& tokens) {
-  const std::string to = absl::StrCat(::testing::TempDir(), "/upcycle_", c.name, "_", getpid());
+  const ScratchFolder folder;
+  const std::string to = folder / "upcycled";
   Upcycle request;
   request.from = "tests/peers/golden/llama";
   request.to = to;
@@ -74,10 +82,7 @@ at::Tensor UpcycledLogits(const Case& c, const char* weight, const at::Tensor& t
   request.mask = c.mask;
   const auto made = UpcycleModel(&FileSystem::System(), request);
   EXPECT_TRUE(made.ok()) << made.status();
-  const at::Tensor logits =
-      LogitsOf(request.spec, Load(to, CatalogOf(request.spec)), tokens);
-  std::filesystem::remove_all(to);
-  return logits;
+  return LogitsOf(request.spec, Load(to, CatalogOf(request.spec)), tokens);
 }
 
 const char* WeightOf(const Case& c) {
@@ -102,35 +107,24 @@ TEST_P(UpcycleLogits, AreThoseOfTheDenseModel) {
 INSTANTIATE_TEST_SUITE_P(
     Methods, UpcycleLogits,
     ::testing::Values(
-        Case{"Copy", UpcycleMethod::kCopy,
-             "model { moe { experts: 4 active: 2 expert_width: 48 pattern { every: 1 first: 0 } } }"},
+        Case{"Copy", UpcycleMethod::kCopy, Experts(4, 2, 48)},
         Case{"CopyOfEverySecondLayer", UpcycleMethod::kCopy,
-             "model { moe { experts: 3 active: 1 expert_width: 48 pattern { every: 2 first: 1 } } }"},
-        Case{"CopyWithTheGateOfDeepSeekV3", UpcycleMethod::kCopy,
-             "model { moe { experts: 6 active: 4 expert_width: 48 pattern { every: 1 first: 0 } } } "
-             "recipe { preset: 'deepseek_v3' router { select { groups: 3 group_limit: 2 } } }"},
+             Experts(3, 1, 48, "every: 2 first: 1")},
+        Case{"CopyWithTheGateOfDeepSeekV3", UpcycleMethod::kCopy, Experts(6, 4, 48) + kDeepSeekV3},
         Case{"CopyWithARecurrentRouter", UpcycleMethod::kCopy,
-             "model { moe { experts: 4 active: 2 expert_width: 48 pattern { every: 1 first: 0 } } } "
-             "recipe { preset: 'rmoe' router { state { width: 6 } } }"},
-        Case{"GranularHalves", UpcycleMethod::kGranular,
-             "model { moe { experts: 8 active: 4 expert_width: 24 pattern { every: 1 first: 0 } } }"},
-        Case{"GranularQuarters", UpcycleMethod::kGranular,
-             "model { moe { experts: 16 active: 4 expert_width: 12 pattern { every: 1 first: 0 } } }"},
+             Experts(4, 2, 48) + "recipe { preset: 'rmoe' router { state { width: 6 } } }"},
+        Case{"GranularHalves", UpcycleMethod::kGranular, Experts(8, 4, 24)},
+        Case{"GranularQuarters", UpcycleMethod::kGranular, Experts(16, 4, 12)},
         Case{"GranularQuartersOfOneCopy", UpcycleMethod::kGranular,
-             "model { moe { experts: 4 active: 4 expert_width: 12 pattern { every: 2 first: 0 } } }"},
-        Case{"GranularHalvesBySigmoid", UpcycleMethod::kGranular,
-             "model { moe { experts: 12 active: 4 expert_width: 24 pattern { every: 1 first: 0 } } } "
-             "recipe { preset: 'deepseek_v3' router { select { groups: 3 group_limit: 2 } } }"},
-        Case{"SpawnWithoutAMask", UpcycleMethod::kSpawn,
-             "model { moe { experts: 4 active: 2 expert_width: 48 pattern { every: 1 first: 0 } } }"}),
+             Experts(4, 4, 12, "every: 2 first: 0")},
+        Case{"GranularHalvesBySigmoid", UpcycleMethod::kGranular, Experts(12, 4, 24) + kDeepSeekV3},
+        Case{"SpawnWithoutAMask", UpcycleMethod::kSpawn, Experts(4, 2, 48)}),
     [](const auto& c) { return c.param.name; });
 
 TEST(UpcycleLogits, AMaskMakesAnotherModel) {
   const auto golden = ReadGolden("llama/golden.safetensors");
   const at::Tensor logits = UpcycledLogits(
-      {"SpawnMasked", UpcycleMethod::kSpawn,
-       "model { moe { experts: 4 active: 2 expert_width: 48 pattern { every: 1 first: 0 } } }", 0.3},
-      kWhole, golden.at("tokens"));
+      {"SpawnMasked", UpcycleMethod::kSpawn, Experts(4, 2, 48), 0.3}, kWhole, golden.at("tokens"));
   EXPECT_GT(RelativeError(logits, golden.at("logits")), 1e-2);
 }
 
