@@ -2,11 +2,8 @@
 // ranks, bit for bit in reproducible mode.
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <filesystem>
-
-#include "proto/job_spec.h"
+#include "tests/base/scratch_folder.h"
 #include "tests/equivalence/training_run.h"
 #include "trainer/recipe/recipe.h"
 
@@ -21,27 +18,18 @@ constexpr int kSteps = 7;
 class EvoMoeEquality : public ::testing::Test {
  protected:
   void SetUp() override {
-    folder_ = ::testing::TempDir() + "/evomoe_" + std::to_string(getpid());
-    std::filesystem::create_directories(folder_);
     spec_ = Job([](RecipeSpec&) {});
   }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
 
   JobSpec Job(void (*more)(RecipeSpec&)) const {
-    JobSpec spec = TinyJob(folder_, kExperts);
-    spec.clear_recipe();
+    JobSpec spec = TinyJob(folder_.path(), kExperts);
     spec.mutable_model()->mutable_moe()->set_active(1);
-    RecipeSpec& recipe = *spec.mutable_recipe();
-    recipe.set_preset("evomoe");
-    recipe.mutable_experts()->mutable_spawn()->set_step(kSpawn);
-    GateOf(recipe).set_hard_step(kHard);
-    GateOf(recipe).set_final_temperature(0.05);
-    more(recipe);
-    EXPECT_TRUE(ApplyPreset(&spec).empty());
-    ApplyDefaults(&spec);
-    for (const JobProblem& problem : ValidateJob(spec)) {
-      ADD_FAILURE() << problem.path << ": " << problem.message;
-    }
+    spec = WithRecipe(spec, "evomoe", [more](RecipeSpec& recipe) {
+      recipe.mutable_experts()->mutable_spawn()->set_step(kSpawn);
+      GateOf(recipe).set_hard_step(kHard);
+      GateOf(recipe).set_final_temperature(0.05);
+      more(recipe);
+    });
     spec.mutable_train()->set_reproducible(true);
     return spec;
   }
@@ -50,7 +38,7 @@ class EvoMoeEquality : public ::testing::Test {
     return *recipe.mutable_router()->mutable_select()->mutable_dense_to_sparse();
   }
 
-  std::string folder_;
+  const ScratchFolder folder_;
   JobSpec spec_;
 };
 

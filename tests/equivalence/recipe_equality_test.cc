@@ -2,13 +2,9 @@
 // reproducible mode.
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <filesystem>
-
-#include "proto/job_spec.h"
+#include "tests/base/scratch_folder.h"
 #include "tests/equivalence/training_run.h"
-#include "trainer/recipe/recipe.h"
 
 namespace moesaic {
 namespace {
@@ -98,29 +94,21 @@ const Case kCases[] = {
 class RecipeEquality : public ::testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
-    folder_ = ::testing::TempDir() + "/recipe_equality_" + std::to_string(getpid());
-    std::filesystem::create_directories(folder_);
-    spec_ = TinyJob(folder_, 8);
-    spec_.clear_recipe();
+    spec_ = TinyJob(folder_.path(), 8);
     spec_.mutable_model()->set_qk_norm(GetParam().qk_norm);
     if (GetParam().preset == std::string("deepseek_moe")) {
       spec_.mutable_model()->mutable_moe()->clear_shared_width();
     }
-    spec_.mutable_recipe()->set_preset(GetParam().preset);
-    GetParam().more(*spec_.mutable_recipe());
-    ASSERT_TRUE(ApplyPreset(&spec_).empty());
-    ApplyDefaults(&spec_);
-    ASSERT_TRUE(ValidateJob(spec_).empty());
+    spec_ = WithRecipe(spec_, GetParam().preset, GetParam().more);
     spec_.mutable_train()->set_reproducible(true);
   }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
 
-  std::string folder_;
+  const ScratchFolder folder_;
   JobSpec spec_;
 };
 
-// Counts and biases of DeepSeekMoE (DSM-10), shared experts of ReXMoE (REX-10), null experts (ADA-7)
-// and top-p (TOPP-7) among them.
+// Counts and biases of DeepSeekMoE (DSM-10), shared experts of ReXMoE (REX-10), null experts
+// (ADA-7) and top-p (TOPP-7) among them.
 TEST_P(RecipeEquality, DSM10_REX10_AnyLayoutIsBitEqualToOneProcess) {
   const RunResult one = TrainInProcess(spec_, {}, kSteps);
   for (const auto& [ranks, expert] : {std::pair(2, 2), {2, 1}, {4, 4}, {4, 2}, {3, 3}}) {
@@ -142,34 +130,26 @@ TEST_P(RecipeEquality, AResumeInAnotherLayoutChangesNoBit) {
 INSTANTIATE_TEST_SUITE_P(Recipes, RecipeEquality, ::testing::ValuesIn(kCases),
                          [](const auto& c) { return c.param.name; });
 
-// The metrics say how many experts of its pool a layer may choose: its own at first, all in validation.
+// The metrics say how many experts of its pool a layer may choose: its own at first, all in
+// validation.
 TEST(RecipeStates, MetricsCountTheCandidates) {
-  const std::string folder = ::testing::TempDir() + "/candidates_" + std::to_string(getpid());
-  std::filesystem::create_directories(folder);
-  JobSpec spec = TinyJob(folder, 8);
-  spec.clear_recipe();
-  spec.mutable_recipe()->set_preset("rexmoe");
-  spec.mutable_recipe()->mutable_experts()->set_reuse(2);
-  ASSERT_TRUE(ApplyPreset(&spec).empty());
-  ApplyDefaults(&spec);
+  const ScratchFolder folder;
+  const JobSpec spec = WithRecipe(TinyJob(folder.path(), 8), "rexmoe", [](RecipeSpec& recipe) {
+    recipe.mutable_experts()->set_reuse(2);
+  });
   const RunResult run = TrainInProcess(spec, {.ranks = 2, .expert = 2}, 1);
   ASSERT_EQ(run.routing.size(), 1u);
   EXPECT_NE(run.routing[0].find(R"("candidates":[8,8])"), std::string::npos) << run.routing[0];
   EXPECT_NE(run.validation_routing.find(R"("candidates":[16,16])"), std::string::npos)
       << run.validation_routing;
-  std::filesystem::remove_all(folder);
 }
 
 // Evaluation is no step: it moves no bias.
 TEST(RecipeStates, DSM10_TheBiasMovesByWholeSpeedsOfTheStep) {
-  const std::string folder = ::testing::TempDir() + "/recipe_states_" + std::to_string(getpid());
-  std::filesystem::create_directories(folder);
-  JobSpec spec = TinyJob(folder, 8);
-  spec.clear_recipe();
-  spec.mutable_recipe()->set_preset("deepseek_v3");
-  spec.mutable_recipe()->mutable_router()->mutable_balance()->mutable_bias()->set_speed(0.5);
-  ASSERT_TRUE(ApplyPreset(&spec).empty());
-  ApplyDefaults(&spec);
+  const ScratchFolder folder;
+  JobSpec spec = WithRecipe(TinyJob(folder.path(), 8), "deepseek_v3", [](RecipeSpec& recipe) {
+    recipe.mutable_router()->mutable_balance()->mutable_bias()->set_speed(0.5);
+  });
   const RunResult run = TrainInProcess(spec, {.ranks = 2, .expert = 2}, 1);
   const at::Tensor bias = run.weights.at("layers.1.moe.router_bias");
   EXPECT_TRUE(at::logical_or(bias.abs().eq(0.5), bias.eq(0)).all().item<bool>()) << bias;
@@ -178,7 +158,6 @@ TEST(RecipeStates, DSM10_TheBiasMovesByWholeSpeedsOfTheStep) {
   spec.mutable_train()->set_micro_batch(5);
   const RunResult other_split = TrainInProcess(spec, {}, 1);
   EXPECT_TRUE(at::equal(other_split.weights.at("layers.1.moe.router_bias"), bias));
-  std::filesystem::remove_all(folder);
 }
 
 }  // namespace

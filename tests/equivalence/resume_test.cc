@@ -3,14 +3,13 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <optional>
 
 #include "base/mutex.h"
 #include "parallel/comm/in_process.h"
-#include "proto/job_spec.h"
+#include "tests/base/scratch_folder.h"
 #include "tests/equivalence/training_run.h"
 #include "trainer/checkpoint/format/commit.h"
 #include "trainer/checkpoint/format/manifest.h"
@@ -19,7 +18,6 @@
 #include "trainer/checkpoint/format/verify.h"
 #include "trainer/loop/stored_state.h"
 #include "trainer/loop/trainer.h"
-#include "trainer/recipe/recipe.h"
 
 namespace moesaic {
 namespace {
@@ -38,9 +36,9 @@ class FilePeer : public SnapshotPeer {
   }
   absl::Status Read(const ReadSnapshotRequest& request, const Sink& sink) override {
     const auto& range = request.ranges(0);
-    return (*reader_)->Read(static_cast<int>(range.object()), range.begin(),
-                            range.begin() + range.bytes(),
-                            [&](uint64_t, std::span<const std::byte> bytes) { return sink(bytes); });
+    return (*reader_)->Read(
+        static_cast<int>(range.object()), range.begin(), range.begin() + range.bytes(),
+        [&](uint64_t, std::span<const std::byte> bytes) { return sink(bytes); });
   }
 
  private:
@@ -92,18 +90,12 @@ void ExpectSame(const LogicalState& a, const LogicalState& b) {
 
 class ResumeTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    folder_ = ::testing::TempDir() + "/resume_" + std::to_string(getpid());
-    std::filesystem::remove_all(folder_);
-    std::filesystem::create_directories(folder_);
-    spec_ = TinyJob(folder_, kExperts);
-  }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
+  void SetUp() override { spec_ = TinyJob(folder_.path(), kExperts); }
 
-  std::string ArenaOf(int rank) const { return folder_ + "/g1-r" + std::to_string(rank); }
+  std::string ArenaOf(int rank) const { return folder_ / ("g1-r" + std::to_string(rank)); }
 
-  // From the start, or from what `restore` says, up to `steps`; `snapshot` leaves the last step's in
-  // arenas.
+  // From the start, or from what `restore` says, up to `steps`; `snapshot` leaves the last step's
+  // in arenas.
   Trained Run(const RunLayout& layout, int steps, bool snapshot,
               const std::optional<RestoreFrom>& restore = std::nullopt) {
     Mutex mutex;
@@ -149,7 +141,7 @@ class ResumeTest : public ::testing::Test {
   }
 
   std::string Persist(int ranks) const {
-    const auto root = *CheckpointRoot::Open(&FileSystem::System(), folder_ + "/checkpoints");
+    const auto root = *CheckpointRoot::Open(&FileSystem::System(), folder_ / "checkpoints");
     const std::string staging = *root->BeginStaging(saved_step_, 1);
     const auto staged = *FileSystem::System().OpenFolder(staging);
     std::vector<ShardsPersisted> reports;
@@ -197,7 +189,7 @@ class ResumeTest : public ::testing::Test {
   static bool Own(int) { return true; }
   static bool Peers(int) { return false; }
 
-  std::string folder_;
+  const ScratchFolder folder_;
   JobSpec spec_;
   uint64_t saved_step_ = kSavedStep;  // of Persist and From
   std::string summary_;
@@ -233,18 +225,11 @@ class EvoMoeResume : public ResumeTest {
  protected:
   void SetUp() override {
     ResumeTest::SetUp();
-    spec_.clear_recipe();
-    spec_.mutable_recipe()->set_preset("evomoe");
     spec_.mutable_model()->mutable_moe()->set_active(1);
-    spec_.mutable_recipe()->mutable_experts()->mutable_spawn()->set_step(2);
-    spec_.mutable_recipe()
-        ->mutable_router()
-        ->mutable_select()
-        ->mutable_dense_to_sparse()
-        ->set_hard_step(4);
-    EXPECT_TRUE(ApplyPreset(&spec_).empty());
-    ApplyDefaults(&spec_);
-    EXPECT_TRUE(ValidateJob(spec_).empty());
+    spec_ = WithRecipe(spec_, "evomoe", [](RecipeSpec& recipe) {
+      recipe.mutable_experts()->mutable_spawn()->set_step(2);
+      recipe.mutable_router()->mutable_select()->mutable_dense_to_sparse()->set_hard_step(4);
+    });
     spec_.mutable_train()->set_reproducible(true);
   }
 };
@@ -283,7 +268,7 @@ TEST_F(EvoMoeResume, EVO10_ACheckpointOfOneExpertIsSpawnedByAJobThatIsPastIt) {
   ExpectSame(Run(layout, 3, false, FromDisk(path)).state, spawned_in_time.state);
   // The other way there is no way back.
   Run(layout, 3, true);
-  std::filesystem::remove_all(folder_ + "/checkpoints");
+  std::filesystem::remove_all(folder_ / "checkpoints");
   const std::string spawned = Persist(2);
   spec_ = late;
   EXPECT_THROW(Run(layout, 3, false, FromDisk(spawned)), std::runtime_error);
@@ -295,8 +280,8 @@ struct Layout {
   RunLayout run() const { return {.ranks = data * expert, .expert = expert}; }
 };
 
-// Saved at one, loaded at every other, from memory: each of DP 1, 2, 4 x EP 1, 2, 3, 4 is a source of
-// some and a target of all.
+// Saved at one, loaded at every other, from memory: each of DP 1, 2, 4 x EP 1, 2, 3, 4 is a source
+// of some and a target of all.
 class ResumeMatrix : public ResumeTest, public ::testing::WithParamInterface<int> {};
 
 TEST_P(ResumeMatrix, C4_AnyLayoutGoesOnFromTheMemoryOfAnyOther) {

@@ -3,7 +3,6 @@
 
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -14,7 +13,7 @@
 #include "parallel/comm/in_process.h"
 #include "parallel/layout/balanced_placement.h"
 #include "parallel/layout/micro_batch_plan.h"
-#include "proto/job_spec.h"
+#include "tests/base/scratch_folder.h"
 #include "tests/equivalence/counted_memory.h"
 #include "tests/equivalence/counting_communicator.h"
 #include "tests/equivalence/training_run.h"
@@ -25,7 +24,6 @@
 #include "trainer/checkpoint/format/snapshot_arena.h"
 #include "trainer/loop/stored_state.h"
 #include "trainer/loop/trainer.h"
-#include "trainer/recipe/recipe.h"
 
 namespace moesaic {
 namespace {
@@ -95,17 +93,17 @@ struct Measured {
 class SizingTest : public ::testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
-    folder_ = ::testing::TempDir() + "/sizing_" + GetParam().name + "_" + std::to_string(getpid());
-    std::filesystem::remove_all(folder_);
-    std::filesystem::create_directories(folder_);
-    spec_ = TinyJob(folder_, kExperts);
+    spec_ = TinyJob(folder_.path(), kExperts);
     spec_.mutable_model()->set_sequence(GetParam().sequence);
     spec_.mutable_model()->set_tie_head(GetParam().tied);
     spec_.mutable_model()->set_qk_norm(GetParam().qk_norm);
     spec_.mutable_train()->set_reproducible(GetParam().reproducible);
     spec_.mutable_train()->set_precision(GetParam().bf16 ? BF16 : FP32);
     if (GetParam().sgd) spec_.mutable_train()->mutable_optimizer()->mutable_sgd()->set_lr(0.01);
-    if (GetParam().more != nullptr) SetRecipe();
+    if (GetParam().more != nullptr) {
+      if (HasOpenGate()) spec_.mutable_model()->mutable_moe()->set_active(1);
+      spec_ = WithRecipe(spec_, GetParam().preset, GetParam().more);
+    }
     layout_ = {.ranks = GetParam().ranks,
                .expert = GetParam().expert,
                .ranks_per_node = GetParam().per_node};
@@ -113,18 +111,11 @@ class SizingTest : public ::testing::TestWithParam<Case> {
     experts_ = ExpertsOfLayers(spec_.model());
     placement_ = Place(SomeLoad(), GetParam().copies);
   }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
 
-  void SetRecipe() {
-    spec_.clear_recipe();
-    spec_.mutable_recipe()->set_preset(GetParam().preset);
-    GetParam().more(*spec_.mutable_recipe());
-    if (spec_.recipe().router().select().has_dense_to_sparse()) {
-      spec_.mutable_model()->mutable_moe()->set_active(1);
-    }
-    ASSERT_TRUE(ApplyPreset(&spec_).empty());
-    ApplyDefaults(&spec_);
-    ASSERT_TRUE(ValidateJob(spec_).empty());
+  static bool HasOpenGate() {
+    RecipeSpec recipe;
+    GetParam().more(recipe);
+    return recipe.router().select().has_dense_to_sparse();
   }
 
   ExpertLoad SomeLoad() const {
@@ -243,7 +234,7 @@ class SizingTest : public ::testing::TestWithParam<Case> {
     TakeSnapshot(trainer, inner.rank(), rank);
   }
 
-  std::string ArenaOf(int rank) const { return folder_ + "/g1-r" + std::to_string(rank); }
+  std::string ArenaOf(int rank) const { return folder_ / ("g1-r" + std::to_string(rank)); }
 
   void TakeSnapshot(Trainer& trainer, int rank, Measured::Rank& measured) const {
     WorkerIdentity worker;
@@ -263,7 +254,7 @@ class SizingTest : public ::testing::TestWithParam<Case> {
   }
 
   void Persist(Measured& all) const {
-    const auto root = *CheckpointRoot::Open(&FileSystem::System(), folder_ + "/checkpoints");
+    const auto root = *CheckpointRoot::Open(&FileSystem::System(), folder_ / "checkpoints");
     const uint64_t step = all.last.step();
     std::vector<ShardsPersisted> reports;
     CommitRequest request;
@@ -283,7 +274,7 @@ class SizingTest : public ::testing::TestWithParam<Case> {
     all.checkpoint = committed->path;
   }
 
-  std::string folder_;
+  const ScratchFolder folder_;
   JobSpec spec_;
   RunLayout layout_;
   std::optional<Mesh> mesh_;

@@ -2,19 +2,19 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <filesystem>
 #include <limits>
 
 #include "parallel/comm/in_process.h"
+#include "tests/base/scratch_folder.h"
 #include "tests/equivalence/training_run.h"
 #include "trainer/loop/trainer.h"
 
 namespace moesaic {
 namespace {
 
-// Rank 1 holds the broken expert; rank 0 must skip too. Then the expert is mended and training goes on.
+// Rank 1 holds the broken expert; rank 0 must skip too. Then the expert is mended and training goes
+// on.
 void TrainThroughABrokenExpert(const JobSpec& spec, Communicator& world) {
   at::set_num_threads(1);
   const Mesh mesh = Mesh::Flat(2, 2);
@@ -58,11 +58,9 @@ void TrainThroughABrokenExpert(const JobSpec& spec, Communicator& world) {
 }
 
 TEST(SkippedStep, L2NonFiniteOnOneRankSkipsOnAll) {
-  const std::string folder = ::testing::TempDir() + "/skipped_step_" + std::to_string(getpid());
-  std::filesystem::create_directories(folder);
-  const JobSpec spec = TinyJob(folder, 4);
+  const ScratchFolder folder;
+  const JobSpec spec = TinyJob(folder.path(), 4);
   RunRanks(2, [&](Communicator& world) { TrainThroughABrokenExpert(spec, world); });
-  std::filesystem::remove_all(folder);
 }
 
 }  // namespace

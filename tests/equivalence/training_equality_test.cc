@@ -3,10 +3,10 @@
 
 #include <algorithm>
 #include <array>
-#include <filesystem>
 #include <random>
 
 #include "parallel/layout/balanced_placement.h"
+#include "tests/base/scratch_folder.h"
 #include "tests/equivalence/training_run.h"
 #include "trainer/catalog/expert_state.h"
 
@@ -29,15 +29,11 @@ std::string CaseName(const ::testing::TestParamInfo<Case>& info) {
 class Equality : public ::testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
-    folder_ = ::testing::TempDir() + "/equality_" + CaseName({GetParam(), 0}) + "_" +
-              std::to_string(getpid());
-    std::filesystem::create_directories(folder_);
-    spec_ = TinyJob(folder_, GetParam().experts);
+    spec_ = TinyJob(folder_.path(), GetParam().experts);
     layout_ = {.ranks = GetParam().expert * GetParam().copies, .expert = GetParam().expert};
   }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
 
-  std::string folder_;
+  const ScratchFolder folder_;
   JobSpec spec_;
   RunLayout layout_;
 };
@@ -144,14 +140,9 @@ RunLayout ByLoad(RunLayout layout, const JobSpec& spec, const TrainingState& sta
 
 class Placements : public ::testing::Test {
  protected:
-  void SetUp() override {
-    folder_ = ::testing::TempDir() + "/placements_" + std::to_string(getpid());
-    std::filesystem::create_directories(folder_);
-    spec_ = TinyJob(folder_, 5);
-  }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
+  void SetUp() override { spec_ = TinyJob(folder_.path(), 5); }
 
-  std::string folder_;
+  const ScratchFolder folder_;
   JobSpec spec_;
 };
 

@@ -76,6 +76,12 @@ ExpertPlacement PlacementOf(const JobSpec& spec, const RunLayout& layout, const 
   return ExpertPlacement::Create(mesh, 1, layout.holders).value();
 }
 
+void ExpectValid(const JobSpec& spec) {
+  for (const JobProblem& problem : ValidateJob(spec)) {
+    ADD_FAILURE() << problem.path << ": " << problem.message;
+  }
+}
+
 std::string TextOf(RoutingMetrics routing) {
   routing.wire_rows = routing.wire_bytes = 0;
   return RoutingJson(routing, /*loads=*/true).dump();
@@ -134,9 +140,18 @@ JobSpec TinyJob(const std::string& folder, int experts) {
   spec.mutable_recipe()->mutable_router()->mutable_balance()->set_z_loss(1e-3);
   EXPECT_TRUE(ApplyPreset(&spec).empty());
   ApplyDefaults(&spec);
-  for (const JobProblem& problem : ValidateJob(spec)) {
-    ADD_FAILURE() << problem.path << ": " << problem.message;
-  }
+  ExpectValid(spec);
+  return spec;
+}
+
+JobSpec WithRecipe(JobSpec spec, const std::string& preset,
+                   const std::function<void(RecipeSpec&)>& more) {
+  spec.clear_recipe();
+  spec.mutable_recipe()->set_preset(preset);
+  more(*spec.mutable_recipe());
+  EXPECT_TRUE(ApplyPreset(&spec).empty());
+  ApplyDefaults(&spec);
+  ExpectValid(spec);
   return spec;
 }
 

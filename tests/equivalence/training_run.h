@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -46,6 +47,10 @@ Mesh MeshOf(const RunLayout& layout);
 // a random corpus written under `folder`. Ten micro-batches of 2 samples a step, so most rank
 // counts get uneven numbers.
 JobSpec TinyJob(const std::string& folder, int experts);
+
+// `spec` with another recipe: `preset`, and what `more` changes of it. Resolved and valid.
+JobSpec WithRecipe(JobSpec spec, const std::string& preset,
+                   const std::function<void(RecipeSpec&)>& more);
 
 // Trains over in-process ranks (threads of this process), from where `from` ended where it is
 // given.

@@ -1,11 +1,9 @@
 // A dense model in training becomes one with experts, and goes on under any layout.
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
-
-#include <filesystem>
 
 #include "proto/job_spec.h"
+#include "tests/base/scratch_folder.h"
 #include "tests/equivalence/training_run.h"
 #include "trainer/checkpoint/convert/first_step.h"
 #include "trainer/checkpoint/convert/parameter_reader.h"
@@ -29,9 +27,7 @@ const at::Tensor* ObjectOf(const RunResult& run, ObjectKind kind, const std::str
 class UpcycleEquality : public ::testing::Test {
  protected:
   void SetUp() override {
-    folder_ = ::testing::TempDir() + "/upcycle_equality_" + std::to_string(getpid());
-    std::filesystem::create_directories(folder_);
-    dense_ = TinyJob(folder_, 8);
+    dense_ = TinyJob(folder_.path(), 8);
     dense_.mutable_model()->clear_moe();
     dense_.mutable_model()->set_dense_width(24);
     dense_.mutable_train()->set_reproducible(true);
@@ -50,7 +46,6 @@ class UpcycleEquality : public ::testing::Test {
       ADD_FAILURE() << problem.path << ": " << problem.message;
     }
   }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
 
   void Save(const RunResult& run, const std::string& to) {
     const ParameterCatalog catalog = *ParameterCatalog::Build(dense_);
@@ -95,17 +90,17 @@ class UpcycleEquality : public ::testing::Test {
     return start;
   }
 
-  std::string folder_;
+  const ScratchFolder folder_;
   JobSpec dense_;
   JobSpec moe_;
 };
 
 TEST_F(UpcycleEquality, AnyLayoutGoesOnBitForBitFromTheLossOfTheDenseModel) {
   const RunResult dense = TrainInProcess(dense_, {}, kDenseSteps);
-  Save(dense, folder_ + "/dense");
+  Save(dense, folder_ / "dense");
   Upcycle request;
-  request.from = folder_ + "/dense";
-  request.to = folder_ + "/moe";
+  request.from = folder_ / "dense";
+  request.to = folder_ / "moe";
   request.spec = moe_;
   request.method = UpcycleMethod::kGranular;
   request.keep_moments = true;

@@ -2,7 +2,6 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <cstring>
@@ -10,6 +9,7 @@
 #include <fstream>
 
 #include "launcher/agent/peer_service.h"
+#include "tests/base/scratch_folder.h"
 #include "trainer/checkpoint/format/snapshot_arena.h"
 
 namespace moesaic {
@@ -51,11 +51,11 @@ class DirectPeer : public SnapshotPeer {
 class SnapshotMemoryTest : public ::testing::Test {
  protected:
   SnapshotMemoryTest() {
-    std::filesystem::remove_all(root_);
-    for (const char* agent : {"a", "b"}) std::filesystem::create_directories(root_ + "/" + agent + "/j");
+    for (const char* agent : {"a", "b"}) {
+      std::filesystem::create_directories(root_ + "/" + agent + "/j");
+    }
     a_.Admit("j", 3, "secret");
   }
-  ~SnapshotMemoryTest() override { std::filesystem::remove_all(root_); }
 
   // Rank `rank` of generation 3, on agent a.
   std::string Write(uint32_t rank, uint64_t step, int buffer, bool finish = true) const {
@@ -79,7 +79,9 @@ class SnapshotMemoryTest : public ::testing::Test {
     auto writer = *SnapshotWriter::Create(path, index);
     std::vector<float> values(kFloats);
     for (int i = 0; i < 2; ++i) {
-      for (size_t at = 0; at < values.size(); ++at) values[at] = static_cast<float>(at * (i + 1) + step);
+      for (size_t at = 0; at < values.size(); ++at) {
+        values[at] = static_cast<float>(at * (i + 1) + step);
+      }
       writer->CopyObject(i, std::as_bytes(std::span(values)));
     }
     if (finish) {
@@ -119,7 +121,8 @@ class SnapshotMemoryTest : public ::testing::Test {
     return {std::istreambuf_iterator<char>(file), {}};
   }
 
-  std::string root_ = testing::TempDir() + "/memory." + std::to_string(getpid());
+  const ScratchFolder scratch_;
+  const std::string root_ = scratch_.path();
   SnapshotMemory a_{{.folder = root_ + "/a"}};
   SnapshotMemory b_{{.folder = root_ + "/b"}};
   std::shared_ptr<DirectPeer> peer_ = std::make_shared<DirectPeer>(&a_);

@@ -4,10 +4,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <filesystem>
 #include <fstream>
 
 #include "absl/strings/str_cat.h"
+#include "tests/base/scratch_folder.h"
 #include "tests/launcher/config/small_job.h"
 
 namespace moesaic {
@@ -237,23 +237,20 @@ TEST(Vocabulary, AMissingTokenizerIsAProblemAtItsPlace) {
 }
 
 TEST(Inputs, MustExistWhenAskedFor) {
-  const std::filesystem::path folder =
-      std::filesystem::path(::testing::TempDir()) / "job_file_test_inputs";
-  std::filesystem::create_directories(folder);
+  const ScratchFolder folder;
   JobSources sources = YamlSources(
-      SmallJobWith("{path: corpus/train}", absl::StrCat("{path: ", folder.string(), "/tokens}")));
+      SmallJobWith("{path: corpus/train}", absl::StrCat("{path: ", folder.path(), "/tokens}")));
   EXPECT_EQ(ProblemsOf(sources), "");
   sources.check_inputs = true;
   EXPECT_EQ(ProblemsOf(sources),
-            absl::StrCat("job.yaml:9:23: data.train[0].path: there is no file ", folder.string(),
+            absl::StrCat("job.yaml:9:23: data.train[0].path: there is no file ", folder.path(),
                          "/tokens.bin"));
   std::ofstream(folder / "tokens.bin") << "x";
   EXPECT_EQ(ProblemsOf(sources),
-            absl::StrCat("job.yaml:9:23: data.train[0].path: there is no file ", folder.string(),
+            absl::StrCat("job.yaml:9:23: data.train[0].path: there is no file ", folder.path(),
                          "/tokens.idx"));
   std::ofstream(folder / "tokens.idx") << "x";
   EXPECT_EQ(ProblemsOf(sources), "");
-  std::filesystem::remove_all(folder);
 }
 
 TEST(ReadJobText, NamesWhatIsWrongWithTheFile) {

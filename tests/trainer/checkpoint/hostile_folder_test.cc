@@ -1,5 +1,5 @@
-// Step folders in which names lead elsewhere, on the machine's own file system: nothing outside is read,
-// and nothing blocks.
+// Step folders in which names lead elsewhere, on the machine's own file system: nothing outside is
+// read, and nothing blocks.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/str_join.h"
+#include "tests/base/scratch_folder.h"
 #include "tests/trainer/checkpoint/tiny_job.h"
 #include "trainer/checkpoint/format/manifest.h"
 #include "trainer/checkpoint/format/object_reader.h"
@@ -31,8 +32,8 @@ struct Trick {
 const Trick kTricks[] = {
     {"Fifo",
      [](const std::string& path, const std::string&) { ASSERT_EQ(mkfifo(path.c_str(), 0600), 0); }},
-    {"AbsoluteLink",
-     [](const std::string& path, const std::string& outside) { fs::create_symlink(outside, path); }},
+    {"AbsoluteLink", [](const std::string& path,
+                        const std::string& outside) { fs::create_symlink(outside, path); }},
     {"RelativeLink",
      [](const std::string& path, const std::string& outside) {
        fs::create_symlink(fs::relative(outside, fs::path(path).parent_path()), path);
@@ -47,21 +48,19 @@ const Trick kTricks[] = {
 class HostileFolderTest : public ::testing::TestWithParam<Trick> {
  protected:
   HostileFolderTest() {
-    std::string pattern = ::testing::TempDir() + "/moesaic-hostile-XXXXXX";
-    dir_ = mkdtemp(pattern.data());
     root_ = *CheckpointRoot::Open(&FileSystem::System(), dir_ + "/c");
     for (const uint64_t step : {1, 2}) {
       EXPECT_TRUE(CommitTiny(&FileSystem::System(), root_.get(), 1, step, 1).ok());
     }
   }
-  ~HostileFolderTest() override { fs::remove_all(dir_); }
 
   // The content is the right one wherever the name leads, so that only the way there is wrong.
   void Replace(const std::string& path) {
     fs::rename(path, dir_ + "/outside");
     GetParam().play(path, dir_ + "/outside");
   }
-  std::string dir_;
+  const ScratchFolder scratch_;
+  const std::string dir_ = scratch_.path();
   std::unique_ptr<CheckpointRoot> root_;
 };
 
@@ -110,8 +109,8 @@ TEST_P(HostileFolderTest, AStepIsNoStep) {
   EXPECT_TRUE(fs::exists(dir_ + "/outside/" + kManifestName));
 }
 
-// Trash, quarantine, staging and pins are opened below the root: nothing is moved, written or deleted
-// where a link in their place leads.
+// Trash, quarantine, staging and pins are opened below the root: nothing is moved, written or
+// deleted where a link in their place leads.
 TEST_P(HostileFolderTest, TheFoldersOfARootAreNotFollowed) {
   fs::create_directory(dir_ + "/outside");
   std::ofstream(dir_ + "/outside/precious") << "x";
@@ -135,8 +134,8 @@ INSTANTIATE_TEST_SUITE_P(Tricks, HostileFolderTest, ::testing::ValuesIn(kTricks)
                          [](const auto& trick) { return std::string(trick.param.name); });
 
 TEST(ConfinedPaths, OnlyPathsBelowTheRootAreOpened) {
-  std::string pattern = ::testing::TempDir() + "/moesaic-below-XXXXXX";
-  const std::string dir = mkdtemp(pattern.data());
+  const ScratchFolder scratch;
+  const std::string& dir = scratch.path();
   fs::create_directories(dir + "/c/.staging/a");
   fs::create_directories(dir + "/other/.staging/a");
   const auto root = FileSystem::System().OpenFolder(dir + "/c");
@@ -153,7 +152,6 @@ TEST(ConfinedPaths, OnlyPathsBelowTheRootAreOpened) {
         dir + "/c/staging/a", dir + "/c/.staging", std::string("a"), std::string()}) {
     EXPECT_FALSE(OpenStaging(&files, path).ok()) << path;
   }
-  fs::remove_all(dir);
 }
 
 }  // namespace

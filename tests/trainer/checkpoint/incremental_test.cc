@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <random>
 
+#include "tests/base/scratch_folder.h"
 #include "tests/trainer/checkpoint/memory_file_system.h"
 #include "tests/trainer/checkpoint/tiny_job.h"
 #include "trainer/checkpoint/format/manifest.h"
@@ -125,7 +126,8 @@ TEST_F(IncrementalTest, AnEarlierStepThatCannotBeReadIsNone) {
   EXPECT_EQ(Commit(2, 1).reused_bytes, 0u);
 }
 
-// C9 for steps that share files: whatever is kept, pinned, removed or set aside, what stays is whole.
+// C9 for steps that share files: whatever is kept, pinned, removed or set aside, what stays is
+// whole.
 TEST_F(IncrementalTest, C9_SharedFilesSurviveAnyRetention) {
   for (int seed = 0; seed < 20; ++seed) {
     files_ = MemoryFileSystem();
@@ -154,8 +156,8 @@ TEST_F(IncrementalTest, C9_SharedFilesSurviveAnyRetention) {
 }
 
 TEST(IncrementalOnDiskTest, RealLinksShareTheInode) {
-  const std::string path = testing::TempDir() + "/incremental." + std::to_string(getpid());
-  std::filesystem::remove_all(path);
+  const ScratchFolder scratch;
+  const std::string path = scratch / "checkpoints";
   FileSystem& files = FileSystem::System();
   {
     const auto root = *CheckpointRoot::Open(&files, path);
@@ -170,7 +172,6 @@ TEST(IncrementalOnDiskTest, RealLinksShareTheInode) {
     EXPECT_TRUE(absl::IsNotFound((*folder)->Link("none", folder->get(), "other")));
     EXPECT_TRUE(absl::IsInvalidArgument((*folder)->Link(kFrozen, folder->get(), "../x")));
   }
-  std::filesystem::remove_all(path);
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include <random>
 
 #include "proto/job_spec.h"
+#include "tests/base/scratch_folder.h"
 #include "tests/trainer/checkpoint/boxes.h"
 #include "tests/trainer/checkpoint/memory_file_system.h"
 #include "tests/trainer/checkpoint/tiny_job.h"
@@ -192,12 +193,9 @@ class SourcesTest : public ::testing::Test {
   static constexpr uint64_t kRows = 1000, kColumns = 1024;
 
   SourcesTest() {
-    std::filesystem::remove_all(path_);
-    std::filesystem::create_directories(path_);
     std::iota(whole_.begin(), whole_.end(), 0.0f);
     for (uint32_t rank : {0u, 1u}) WriteSnapshot(rank);
   }
-  ~SourcesTest() override { std::filesystem::remove_all(path_); }
 
   static Box Half(uint32_t rank) { return MakeBox({rank * kRows / 2, 0}, {kRows / 2, kColumns}); }
   std::string ArenaOf(uint32_t rank) const { return path_ + "/r" + std::to_string(rank); }
@@ -273,7 +271,8 @@ class SourcesTest : public ::testing::Test {
   }
 
   const Box all_ = MakeBox({0, 0}, {kRows, kColumns});
-  std::string path_ = testing::TempDir() + "/sources." + std::to_string(getpid());
+  const ScratchFolder scratch_;
+  const std::string path_ = scratch_.path();
   std::vector<float> whole_ = std::vector<float>(kRows * kColumns);
   std::vector<float> got_;
 };
@@ -340,8 +339,6 @@ TEST_F(SourcesTest, ASnapshotOfAnotherStepIsRefused) {
 class SnapshotTest : public ::testing::Test {
  protected:
   SnapshotTest() {
-    std::filesystem::remove_all(path_);
-    std::filesystem::create_directories(path_);
     worker_.set_job("tiny");
     worker_.set_generation(4);
     for (ParameterId id = 0; id < catalog_.size(); ++id) {
@@ -361,13 +358,13 @@ class SnapshotTest : public ::testing::Test {
       }
     }
   }
-  ~SnapshotTest() override { std::filesystem::remove_all(path_); }
 
   bool Exists(int buffer) const {
     return std::filesystem::exists(path_ + "/arena." + std::to_string(buffer));
   }
 
-  std::string path_ = testing::TempDir() + "/snapshot." + std::to_string(getpid());
+  const ScratchFolder scratch_;
+  const std::string path_ = scratch_.path();
   ParameterCatalog catalog_ = TinyCatalog();
   std::vector<std::vector<float>> values_;
   std::vector<SnapshotObject> objects_;
@@ -484,7 +481,8 @@ TEST_F(BufferTest, C11_AFreeBufferIsUsedAgainAndNeverPassesForWhatItHeld) {
       bytes.insert(bytes.end(), part.begin(), part.end());
       return absl::OkStatus();
     }).ok());
-    EXPECT_TRUE(std::ranges::equal(bytes, std::as_bytes(std::span(values_[static_cast<size_t>(i)]))));
+    EXPECT_TRUE(
+        std::ranges::equal(bytes, std::as_bytes(std::span(values_[static_cast<size_t>(i)]))));
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 
+#include "tests/base/scratch_folder.h"
 #include "tests/trainer/checkpoint/boxes.h"
 #include "trainer/checkpoint/format/checksum.h"
 #include "trainer/checkpoint/format/manifest.h"
@@ -17,11 +18,7 @@ using ::testing::HasSubstr;
 
 class ShardFilesTest : public ::testing::Test {
  protected:
-  ShardFilesTest() {
-    std::filesystem::remove_all(path_);
-    folder_ = *FileSystem::System().MakeFolders(path_);
-  }
-  ~ShardFilesTest() override { std::filesystem::remove_all(path_); }
+  ShardFilesTest() { folder_ = *FileSystem::System().MakeFolders(path_); }
 
   ShardSource Source(const std::string& name, std::vector<uint64_t> shape, Box box, int expert) {
     ShardSource source;
@@ -41,7 +38,8 @@ class ShardFilesTest : public ::testing::Test {
     return source;
   }
 
-  std::string path_ = testing::TempDir() + "/shards." + std::to_string(getpid());
+  const ScratchFolder scratch_;
+  const std::string path_ = scratch_ / "shards";
   std::unique_ptr<Folder> folder_;
   int next_ = 1;
 };

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "tests/base/scratch_folder.h"
 #include "tests/trainer/checkpoint/boxes.h"
 
 namespace moesaic {
@@ -19,9 +20,6 @@ using ::testing::HasSubstr;
 
 class SnapshotArenaTest : public ::testing::Test {
  protected:
-  SnapshotArenaTest() { std::filesystem::remove(path_); }
-  ~SnapshotArenaTest() override { std::filesystem::remove(path_); }
-
   static SnapshotIndex Index(uint64_t rows) {
     SnapshotIndex index;
     index.set_job("test");
@@ -59,7 +57,8 @@ class SnapshotArenaTest : public ::testing::Test {
     return all;
   }
 
-  std::string path_ = testing::TempDir() + "/arena." + std::to_string(getpid());
+  const ScratchFolder scratch_;
+  const std::string path_ = scratch_ / "arena";
 };
 
 TEST_F(SnapshotArenaTest, TheReaderSeesWhatTheWriterWrote) {

@@ -8,6 +8,8 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "tests/base/scratch_folder.h"
+
 namespace moesaic {
 namespace {
 
@@ -33,11 +35,8 @@ std::string ReadAll(const std::string& path) {
 
 class MetricsFileTest : public ::testing::Test {
  protected:
-  void SetUp() override { std::filesystem::remove_all(dir_); }
-  void TearDown() override { std::filesystem::remove_all(dir_); }
-  const std::string dir_ =
-      ::testing::TempDir() + "/metrics_" +
-      ::testing::UnitTest::GetInstance()->current_test_info()->name();
+  const ScratchFolder scratch_;
+  const std::string dir_ = scratch_ / "run";
 };
 
 TEST(MetricsLine, HasTheDocumentedKeysInOrder) {

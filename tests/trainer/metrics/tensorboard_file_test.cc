@@ -7,6 +7,8 @@
 #include <map>
 #include <sstream>
 
+#include "tests/base/scratch_folder.h"
+
 namespace moesaic {
 namespace {
 
@@ -63,8 +65,6 @@ std::map<std::string, float> Scalars(const TensorBoardSummary& summary) {
 
 class TensorBoardFileTest : public ::testing::Test {
  protected:
-  void SetUp() override { std::filesystem::remove_all(dir_); }
-  void TearDown() override { std::filesystem::remove_all(dir_); }
   std::vector<std::string> Files() const {
     std::vector<std::string> files;
     for (const auto& entry : std::filesystem::directory_iterator(dir_ + "/tensorboard")) {
@@ -73,9 +73,8 @@ class TensorBoardFileTest : public ::testing::Test {
     std::ranges::sort(files);
     return files;
   }
-  const std::string dir_ =
-      ::testing::TempDir() + "/tensorboard_" +
-      ::testing::UnitTest::GetInstance()->current_test_info()->name();
+  const ScratchFolder scratch_;
+  const std::string dir_ = scratch_ / "run";
   FixedClock clock_;
 };
 

@@ -1,12 +1,10 @@
 // What models of several architectures compute, as Hugging Face transformers has it (tests/peers).
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
-
-#include <filesystem>
 
 #include "absl/strings/str_cat.h"
 #include "proto/job_spec.h"
+#include "tests/base/scratch_folder.h"
 #include "tests/trainer/model/architecture_golden.h"
 #include "tests/trainer/model/golden.h"
 #include "tests/trainer/model/model_fixture.h"
@@ -59,7 +57,8 @@ class ArchitectureGolden : public ::testing::TestWithParam<const char*> {
 
 // So that what is shown of these weights below holds for an imported checkpoint.
 TEST_P(ArchitectureGolden, ImportGivesTheseParameters) {
-  const std::string to = ::testing::TempDir() + "/import_" + name_ + std::to_string(getpid());
+  const ScratchFolder folder;
+  const std::string to = folder / "imported";
   const auto imported = ImportFolder(&FileSystem::System(), {.from = "tests/peers/golden/" + name_,
                                                              .to = to,
                                                              .tokenizer = "",
@@ -89,7 +88,6 @@ TEST_P(ArchitectureGolden, ImportGivesTheseParameters) {
     EXPECT_TRUE(at::equal(values, weights_.Lease(model_.catalog().Find(parameter.name))))
         << parameter.name;
   }
-  std::filesystem::remove_all(to);
 }
 
 TEST_P(ArchitectureGolden, LossAndRouterScores) {
