@@ -1,6 +1,6 @@
-// What an exit code means, to scripts and to schedulers: docs/exit-codes.md. Verbs, the agent and the
-// worker return these and no others, save 128 + n for a signal n; the coordinator reads those of
-// workers and gives every job one.
+// What an exit code means, to scripts and to schedulers: docs/exit-codes.md. Verbs, the agent and
+// the worker return these and no others, save 128 + n for a signal n; the coordinator reads those
+// of workers and gives every job one.
 #pragma once
 
 namespace moesaic {

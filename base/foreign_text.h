@@ -14,8 +14,8 @@ bool IsName(absl::string_view text);
 // InvalidArgument "... is not the name of a <kind>" unless IsName. For every edge that takes one.
 absl::Status CheckName(absl::string_view kind, absl::string_view text);
 
-// For a terminal or a log: control characters other than newline and tab (so no escape sequence gets
-// through) are written as "\x1b". Bytes of UTF-8 stay, save those of U+0080 to U+009F.
+// For a terminal or a log: control characters other than newline and tab (so no escape sequence
+// gets through) are written as "\x1b". Bytes of UTF-8 stay, save those of U+0080 to U+009F.
 std::string EscapeControls(absl::string_view text);
 
 }  // namespace moesaic

@@ -170,7 +170,9 @@ class RunningAgent : public Agent, private SessionOwner {
     registration.set_address(address_);
     registration.set_version(options_.version);
     registration.set_arena_dir(folder_->path());
-    for (HeldSnapshot& held : snapshots_.memory().Held()) *registration.add_held() = std::move(held);
+    for (HeldSnapshot& held : snapshots_.memory().Held()) {
+      *registration.add_held() = std::move(held);
+    }
     if (const auto running = generations_.Running()) {
       registration.set_running_job(running->job());
       registration.set_running_generation(running->generation());

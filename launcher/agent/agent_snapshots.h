@@ -1,6 +1,6 @@
 // AgentSnapshots: what an agent does with the snapshots in its folder: writes them to disk, copies
-// peers', and removes those of jobs that are over. One thing at a time, in the order asked for, on a
-// thread of its own.
+// peers', and removes those of jobs that are over. One thing at a time, in the order asked for, on
+// a thread of its own.
 #pragma once
 
 #include <deque>

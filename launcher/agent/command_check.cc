@@ -60,8 +60,9 @@ absl::StatusOr<std::string> ArenaBelow(const std::string& folder, const std::str
     const std::string copies = absl::ConsumePrefix(&file, "copies/") ? "copies/" : "";
     if (IsName(file)) return fmt::format("{}/{}{}", job, copies, std::string(file));
   }
-  return absl::InvalidArgumentError(fmt::format("{} is no snapshot of job {} in this agent's folder {}",
-                                                EscapeControls(path), EscapeControls(job), folder));
+  return absl::InvalidArgumentError(
+      fmt::format("{} is no snapshot of job {} in this agent's folder {}", EscapeControls(path),
+                  EscapeControls(job), folder));
 }
 
 }  // namespace moesaic

@@ -13,8 +13,8 @@ namespace moesaic {
 // InvalidArgument names what is wrong. `folder`: the agent's, where its jobs' snapshots are.
 absl::Status CheckCommand(const AgentCommand& command, const std::string& folder);
 
-// The part of an arena's path below the agent's folder: "<job>/<file>". InvalidArgument for any other
-// form.
+// The part of an arena's path below the agent's folder: "<job>/<file>". InvalidArgument for any
+// other form.
 absl::StatusOr<std::string> ArenaBelow(const std::string& folder, const std::string& job,
                                        const std::string& path);
 

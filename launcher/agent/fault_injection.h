@@ -1,5 +1,5 @@
-// FaultInjection: does to the processes of this host what a chaos run asks for. Off unless the agent
-// was started with --allow-chaos.
+// FaultInjection: does to the processes of this host what a chaos run asks for. Off unless the
+// agent was started with --allow-chaos.
 #pragma once
 
 #include <sys/types.h>

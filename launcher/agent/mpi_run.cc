@@ -134,7 +134,9 @@ absl::Status MpiRun::WriteHostFiles() const {
 
 MpiRunResult MpiRun::Run() {
   absl::Status status = Check();
-  if (!status.ok()) return {.exit_code = kExitNotStarted, .first_failure = std::string(status.message())};
+  if (!status.ok()) {
+    return {.exit_code = kExitNotStarted, .first_failure = std::string(status.message())};
+  }
   status = WriteHostFiles();
   if (!status.ok()) return {.exit_code = 1, .first_failure = std::string(status.message())};
   ChildProcess child;

@@ -22,8 +22,8 @@ struct PeerServiceOptions {
   bool insecure = false;  // plain text off loopback
 };
 
-// Thread-safe. A snapshot's bytes go from its memory to the socket without a copy here, which is why
-// ReadSnapshot is served as bytes and not as a message.
+// Thread-safe. A snapshot's bytes go from its memory to the socket without a copy here, which is
+// why ReadSnapshot is served as bytes and not as a message.
 class PeerService
     : private AgentService::WithRawCallbackMethod_ReadSnapshot<AgentService::Service> {
  public:

@@ -114,8 +114,8 @@ absl::Status CheckRange(const SnapshotIndex& index, const ReadSnapshotRequest::R
 }
 
 // Copies an object, each chunk straight to its place, where it is checked.
-absl::Status FetchObject(SnapshotPeer* peer, const SnapshotRef& snapshot, const SnapshotIndex& index,
-                         int i, SnapshotWriter* writer) {
+absl::Status FetchObject(SnapshotPeer* peer, const SnapshotRef& snapshot,
+                         const SnapshotIndex& index, int i, SnapshotWriter* writer) {
   const ArenaObject& object = index.objects(i);
   ReadSnapshotRequest request;
   *request.mutable_snapshot() = snapshot;
@@ -180,8 +180,9 @@ absl::Status SnapshotMemory::CheckCaller(const SnapshotRef& snapshot) const {
   if (found != tokens_.end() && SameToken(found->second, snapshot.token())) {
     return absl::OkStatus();
   }
-  return absl::FailedPreconditionError(fmt::format("stale generation: {} of job {} may not read here",
-                                                   snapshot.asking_generation(), snapshot.job()));
+  return absl::FailedPreconditionError(
+      fmt::format("stale generation: {} of job {} may not read here", snapshot.asking_generation(),
+                  snapshot.job()));
 }
 
 absl::StatusOr<std::shared_ptr<const SnapshotReader>> SnapshotMemory::Reader(

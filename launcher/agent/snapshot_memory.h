@@ -64,9 +64,10 @@ class SnapshotMemory {
   // From now on calls for this generation of the job must carry this token.
   void Admit(const std::string& job, uint64_t generation, const std::string& token);
 
-  // What AgentService serves. FailedPrecondition "stale generation" for a caller of a generation that
-  // was not admitted, or with another token; NotFound: it is not held; InvalidArgument: a range that
-  // is not of whole chunks of its object. Nothing is checked here: the reader has the checksums.
+  // What AgentService serves. FailedPrecondition "stale generation" for a caller of a generation
+  // that was not admitted, or with another token; NotFound: it is not held; InvalidArgument: a
+  // range that is not of whole chunks of its object. Nothing is checked here: the reader has the
+  // checksums.
   absl::StatusOr<SnapshotIndex> Index(const SnapshotRef& snapshot) const;
   absl::StatusOr<SnapshotRead> Read(const ReadSnapshotRequest& request) const;
 
@@ -79,8 +80,8 @@ class SnapshotMemory {
   // Removes the job's snapshots that are not in the list, except those of `running`, the generation
   // that runs here (0: none), and own ones that are newer than all of the list: ranks may have made
   // them after it, the last ones of a generation that has stopped above all. The
-  // memory of one copy a rank stays for the next, as long as a copy of the same rank and generation is
-  // kept.
+  // memory of one copy a rank stays for the next, as long as a copy of the same rank and generation
+  // is kept.
   void Keep(const KeepSnapshots& keep, uint64_t running) const;
 
   // Forgets the tokens of the job, whose files the caller removes.

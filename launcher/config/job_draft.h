@@ -15,7 +15,8 @@ namespace moesaic {
 struct Origin {
   enum Kind { kDefault, kPreset, kDerived, kFile, kEnvironment, kSet, kFlag };
   Kind kind = kDefault;
-  // For people: "default", "preset deepseek_v3", "derived", "job.yaml:3:5", "MOESAIC_TRAIN__STEPS", "--set", "--nodes".
+  // For people: "default", "preset deepseek_v3", "derived", "job.yaml:3:5", "MOESAIC_TRAIN__STEPS",
+  // "--set", "--nodes".
   std::string text;
 };
 

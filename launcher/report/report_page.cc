@@ -22,10 +22,13 @@ constexpr const char* kHead = R"(<!doctype html>
 body { font: 14px/1.4 system-ui, sans-serif; color: #222; margin: 1.5em auto; max-width: 1180px; }
 h1 { font-size: 1.3em; } h2 { font-size: 1.1em; margin-top: 1.5em; }
 table { border-collapse: collapse; } td, th { padding: 0.15em 0.7em; text-align: right; }
-th { border-bottom: 1px solid #999; font-weight: 600; font-size: 0.8em; } td:first-child, th:first-child { text-align: left; }
+th { border-bottom: 1px solid #999; font-weight: 600; font-size: 0.8em; }
+td:first-child, th:first-child { text-align: left; }
 svg { margin: 0.4em 0.8em 0.4em 0; } .line { fill: none; stroke-width: 1.5; }
-.grid { stroke: #e4e4e4; } .tick { font-size: 10px; fill: #666; } .title { font-size: 13px; font-weight: 600; }
-.key { display: inline-block; width: 1.6em; height: 0.25em; vertical-align: middle; margin-right: 0.5em; }
+.grid { stroke: #e4e4e4; } .tick { font-size: 10px; fill: #666; }
+.title { font-size: 13px; font-weight: 600; }
+.key { display: inline-block; width: 1.6em; height: 0.25em; }
+.key { vertical-align: middle; margin-right: 0.5em; }
 </style>
 </head>
 <body>
@@ -80,8 +83,9 @@ std::string Loads(const std::string& what, const std::optional<LoadTable>& table
   for (size_t i = 0; i < table->loads.size(); ++i) {
     rows.push_back({absl::StrCat("layer ", table->layers[i]), table->loads[i]});
   }
-  return HeatMap(absl::StrCat("Load of each expert over its layer's mean, ", what, " ", table->step),
-                 "experts of the layer's pool", rows);
+  return HeatMap(
+      absl::StrCat("Load of each expert over its layer's mean, ", what, " ", table->step),
+      "experts of the layer's pool", rows);
 }
 
 // Layers by layers, of what one says about the other beyond shuffled tokens.

@@ -1,5 +1,5 @@
-// A page that compares runs: one HTML file with a table and drawings, without scripts or anything from
-// elsewhere.
+// A page that compares runs: one HTML file with a table and drawings, without scripts or anything
+// from elsewhere.
 #pragma once
 
 #include <string>

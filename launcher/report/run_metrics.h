@@ -60,8 +60,8 @@ struct RunMetrics {
 // From the lines of such a file. InvalidArgument: none is one of a step.
 absl::StatusOr<RunMetrics> ParseRunMetrics(std::istream& in);
 
-// `path`: a run.dir, or its metrics.jsonl. NotFound: there is none. InvalidArgument: no line of it is
-// one of a step.
+// `path`: a run.dir, or its metrics.jsonl. NotFound: there is none. InvalidArgument: no line of it
+// is one of a step.
 absl::StatusOr<RunMetrics> ReadRunMetrics(const std::string& path);
 
 }  // namespace moesaic

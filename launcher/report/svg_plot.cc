@@ -206,8 +206,9 @@ std::string HeatMap(absl::string_view title, absl::string_view columns,
   double top = kTop;
   for (const HeatRow& row : rows) {
     const double mean = MeanOf(row.values);
-    svg += fmt::format("<text class=\"tick\" text-anchor=\"end\" x=\"{:.1f}\" y=\"{:.1f}\">{}</text>",
-                       kLeft - 5, top + height - 2, EscapeHtml(row.name));
+    svg +=
+        fmt::format("<text class=\"tick\" text-anchor=\"end\" x=\"{:.1f}\" y=\"{:.1f}\">{}</text>",
+                    kLeft - 5, top + height - 2, EscapeHtml(row.name));
     for (size_t i = 0; i < std::min(row.values.size(), most); ++i) {
       svg += fmt::format("<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" "
                          "fill=\"{}\"><title>{}, {}: {} ({:.2f} of the mean)</title></rect>",

@@ -10,8 +10,8 @@ namespace moesaic {
 
 class Interrupts {
  public:
-  // SIGINT, SIGTERM and SIGHUP, or `signals`. Blocks them in this thread and those started after; make it before them. `on_signal`
-  // gets the signal's number and how many came so far.
+  // SIGINT, SIGTERM and SIGHUP, or `signals`. Blocks them in this thread and those started after;
+  // make it before them. `on_signal` gets the signal's number and how many came so far.
   explicit Interrupts(std::function<void(int signal, int count)> on_signal);
   Interrupts(std::vector<int> signals, std::function<void(int signal, int count)> on_signal);
   ~Interrupts();

@@ -150,8 +150,9 @@ void RegisterAgent(CLI::App& program, VerbContext& context) {
                    "A tmpfs for snapshots and temporary files of ranks")
       ->check(CLI::ExistingDirectory)
       ->capture_default_str();
-  verb->add_flag("--allow-chaos", flags->allow_chaos,
-                 "Let moesaic chaos break ranks and this agent: for clusters that are there to be tested");
+  verb->add_flag(
+      "--allow-chaos", flags->allow_chaos,
+      "Let moesaic chaos break ranks and this agent: for clusters that are there to be tested");
   verb->add_option("--worker-cert", flags->worker_certificate,
                    "Certificate that its workers prove themselves with (default: of --tls-dir)");
   verb->add_option("--worker-key", flags->worker_key, "Its private key");

@@ -1,5 +1,5 @@
-// moesaic ckpt: everything that can be done with a checkpoint folder, without a coordinator; and with
-// one, what its checkpoint service does for its jobs (ckpt_cluster.h).
+// moesaic ckpt: everything that can be done with a checkpoint folder, without a coordinator; and
+// with one, what its checkpoint service does for its jobs (ckpt_cluster.h).
 #pragma once
 
 #include "launcher/verbs/verb.h"

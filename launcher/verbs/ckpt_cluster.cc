@@ -32,7 +32,8 @@ absl::StatusOr<CheckpointRef> ParseJobStep(const std::string& text) {
       (at == std::string::npos || (absl::SimpleAtoi(text.substr(at + 1), &step) && step > 0));
   if (!valid) {
     return absl::InvalidArgumentError(fmt::format(
-        "\"{}\": where a coordinator is asked (--coordinator, --tls-dir) write JOB or JOB@STEP", text));
+        "\"{}\": where a coordinator is asked (--coordinator, --tls-dir) write JOB or JOB@STEP",
+        text));
   }
   ref.set_step(step);
   return ref;

@@ -1,5 +1,5 @@
-// The checkpoints of a coordinator's jobs. Verbs of `moesaic ckpt` that are given a flag of a connection
-// take JOB or JOB@STEP in place of a path, and ask the coordinator's checkpoint service.
+// The checkpoints of a coordinator's jobs. Verbs of `moesaic ckpt` that are given a flag of a
+// connection take JOB or JOB@STEP in place of a path, and ask the coordinator's checkpoint service.
 #pragma once
 
 #include <cstdint>
@@ -19,15 +19,15 @@ inline constexpr char kJobsFooter[] =
     "With --coordinator (or a flag of TLS) the argument is JOB or JOB@STEP, a job of that\n"
     "coordinator, and nothing is read here.\n\n";
 
-// Whether a flag of the connection was given: then arguments name jobs. The environment alone does not
-// make a path a job.
+// Whether a flag of the connection was given: then arguments name jobs. The environment alone does
+// not make a path a job.
 bool NamesJobs(const ConnectionFlags& flags);
 
 // "JOB" (step 0: its newest) or "JOB@STEP". InvalidArgument for anything else, as a path.
 absl::StatusOr<CheckpointRef> ParseJobStep(const std::string& text);
 
-// Thread-compatible. Errors are the service's: NotFound (no such job or step), FailedPrecondition (it
-// refuses), and those of ClusterClient.
+// Thread-compatible. Errors are the service's: NotFound (no such job or step), FailedPrecondition
+// (it refuses), and those of ClusterClient.
 class CkptCluster {
  public:
   static absl::StatusOr<std::unique_ptr<CkptCluster>> Open(const ConnectionFlags& flags,

@@ -117,7 +117,8 @@ constexpr KeepVerb kRemove = {
 CLI::App* AddVerb(CLI::App& ckpt, const char* name, const char* description,
                   const std::shared_ptr<KeepFlags>& flags) {
   CLI::App* verb = ckpt.add_subcommand(name, description);
-  verb->add_option("PATH", flags->paths, "FOLDER/step-<N> or FOLDER@<step>; may come more than once")
+  verb->add_option("PATH", flags->paths,
+                   "FOLDER/step-<N> or FOLDER@<step>; may come more than once")
       ->required();
   AddOutputFormat(verb, &flags->format);
   AddConnectionFlags(verb, &flags->connection);
@@ -138,15 +139,16 @@ void RegisterCkptKeep(CLI::App& ckpt, VerbContext& context) {
 
   auto unpin = std::make_shared<KeepFlags>();
   verb = AddVerb(ckpt, "unpin", "Let checkpoint.keep decide about a checkpoint again", unpin);
-  verb->footer(std::string(kJobsFooter) + "Example:\n  moesaic ckpt unpin runs/quickstart/checkpoints@100");
+  verb->footer(std::string(kJobsFooter) +
+               "Example:\n  moesaic ckpt unpin runs/quickstart/checkpoints@100");
   verb->callback([unpin, &context] { ChangeAll(kUnpin, *unpin, context); });
 
   auto rm = std::make_shared<KeepFlags>();
   verb = AddVerb(ckpt, "rm", "Delete checkpoints", rm);
   verb->footer(
       "A step is moved to .trash before anything in it is deleted. A pinned step and the last one\n"
-      "of a folder are refused without --force. A coordinator also refuses the one that a live job\n"
-      "would go on from.\n\n" +
+      "of a folder are refused without --force. A coordinator also refuses the one that a live\n"
+      "job would go on from.\n\n" +
       std::string(kJobsFooter) +
       "Example:\n"
       "  moesaic ckpt rm runs/quickstart/checkpoints@100 runs/quickstart/checkpoints@200");

@@ -139,8 +139,8 @@ void PrintQuarantined(const OrderedJson& list, std::ostream& out) {
   for (const OrderedJson& entry : list) {
     const auto reason = entry["reason"].get<std::string>();
     out << absl::StrFormat("%12d  %-20s  %s\n%36s%s\n", entry["step"].get<uint64_t>(),
-                           entry.value("when", "?"), reason.empty() ? "?" : EscapeControls(reason), "",
-                           EscapeControls(entry["path"].get<std::string>()));
+                           entry.value("when", "?"), reason.empty() ? "?" : EscapeControls(reason),
+                           "", EscapeControls(entry["path"].get<std::string>()));
   }
 }
 
@@ -229,9 +229,9 @@ void Ls(const CkptTarget& target, VerbContext& context) {
 void RegisterLs(CLI::App& ckpt, VerbContext& context) {
   CLI::App* verb = ckpt.add_subcommand("ls", "List the checkpoints of a folder or a job");
   verb->footer(
-      "KEPT FOR says which rules of checkpoint.keep want a step, or that it is pinned; a step that\n"
-      "none wants goes at the next save. Steps that were set aside are listed below, with the\n"
-      "reason.\n\n" +
+      "KEPT FOR says which rules of checkpoint.keep want a step, or that it is pinned; a step\n"
+      "that none wants goes at the next save. Steps that were set aside are listed below, with\n"
+      "the reason.\n\n" +
       std::string(kJobsFooter) +
       "Examples:\n"
       "  moesaic ckpt ls runs/quickstart/checkpoints\n"

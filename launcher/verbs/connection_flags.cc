@@ -21,9 +21,10 @@ void Prefer(const std::string& given, std::string* file) {
 }  // namespace
 
 void AddTlsFlags(CLI::App* verb, TlsFlags* flags) {
-  verb->add_option("--tls-dir", flags->dir,
-                   "Folder with ca.pem and this role's certificate and key, as 'moesaic certs init' "
-                   "makes (default: $MOESAIC_TLS_DIR)");
+  verb->add_option(
+      "--tls-dir", flags->dir,
+      "Folder with ca.pem and this role's certificate and key, as 'moesaic certs init' "
+      "makes (default: $MOESAIC_TLS_DIR)");
   verb->add_option("--tls-ca", flags->ca, "Certificate of the cluster's authority");
   verb->add_option("--tls-cert", flags->certificate, "Certificate of this process");
   verb->add_option("--tls-key", flags->key, "Its private key");
@@ -32,9 +33,10 @@ void AddTlsFlags(CLI::App* verb, TlsFlags* flags) {
 }
 
 void AddConnectionFlags(CLI::App* verb, ConnectionFlags* flags) {
-  verb->add_option("--coordinator", flags->coordinator,
-                   fmt::format("HOST:PORT of the coordinator (default: $MOESAIC_COORDINATOR, or {})",
-                               kDefaultCoordinator));
+  verb->add_option(
+      "--coordinator", flags->coordinator,
+      fmt::format("HOST:PORT of the coordinator (default: $MOESAIC_COORDINATOR, or {})",
+                  kDefaultCoordinator));
   AddTlsFlags(verb, &flags->tls);
 }
 
@@ -96,10 +98,10 @@ absl::Status CoordinatorConnection::Explain(const grpc::Status& status,
         "of the same authority and not expired (moesaic certs show)? {}",
         target, message));
   }
-  return absl::UnavailableError(
-      fmt::format("no coordinator answers at {}: is it running, is --coordinator right, and does it "
-                  "want TLS (--tls-dir)? {}",
-                  target, message));
+  return absl::UnavailableError(fmt::format(
+      "no coordinator answers at {}: is it running, is --coordinator right, and does it "
+      "want TLS (--tls-dir)? {}",
+      target, message));
 }
 
 }  // namespace moesaic

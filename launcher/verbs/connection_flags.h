@@ -49,8 +49,9 @@ struct CoordinatorConnection {
   std::unique_ptr<Coordinator::Stub> stub;
 
   // What the failure of a call means to people: Unavailable (exit 5) names the address, and
-  // PermissionDenied (exit 4) says when it is the certificates that do not fit. `proven`: a call was
-  // answered before, so a handshake that fails is the end of a coordinator that is being restarted.
+  // PermissionDenied (exit 4) says when it is the certificates that do not fit. `proven`: a call
+  // was answered before, so a handshake that fails is the end of a coordinator that is being
+  // restarted.
   absl::Status Explain(const grpc::Status& status, bool proven = false) const;
 };
 

@@ -28,8 +28,8 @@ enum class JobInputs {
   kAll,        // all must exist
 };
 
-// Loads the job. When it has problems, prints them to context.err, sets context.exit_code and returns
-// nothing.
+// Loads the job. When it has problems, prints them to context.err, sets context.exit_code and
+// returns nothing.
 std::optional<LoadedJob> LoadJobOrFail(const JobFlags& flags, JobInputs inputs,
                                        VerbContext& context);
 

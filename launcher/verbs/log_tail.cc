@@ -73,8 +73,8 @@ absl::StatusOr<bool> LogTail::More(const absl::Status& ended) {
     offset_ = 0;
     return true;
   }
-  // A generation that never wrote a log is passed over. What was written up to the end of the job is
-  // there by the first read after it.
+  // A generation that never wrote a log is passed over. What was written up to the end of the job
+  // is there by the first read after it.
   const bool over = fixed || (HasEnded(status->state()) && std::exchange(read_after_end_, true));
   if (over && !ended.ok()) return ended;
   return !over;

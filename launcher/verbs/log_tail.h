@@ -1,5 +1,5 @@
-// LogTail: the log of one rank of a job, line by line, over breaks of the connection and, when it is
-// followed, over generations until the job has ended.
+// LogTail: the log of one rank of a job, line by line, over breaks of the connection and, when it
+// is followed, over generations until the job has ended.
 #pragma once
 
 #include <atomic>
@@ -35,8 +35,8 @@ class LogTail {
         on_line_(std::move(on_line)),
         on_trouble_(std::move(on_trouble)) {}
 
-  // OK at the end of the log. NotFound: no such job, generation or log. Unavailable: the coordinator
-  // was not reached, and the log is not followed.
+  // OK at the end of the log. NotFound: no such job, generation or log. Unavailable: the
+  // coordinator was not reached, and the log is not followed.
   absl::Status Run();
 
  private:

@@ -116,8 +116,9 @@ void RegisterLogs(CLI::App& program, VerbContext& context) {
   auto flags = std::make_shared<LogFlags>();
   CLI::App* verb = program.add_subcommand("logs", "what a job's ranks wrote");
   verb->add_option("JOB", flags->job, "the job's id")->required();
-  verb->add_flag("-f,--follow", flags->follow,
-                 "Go on until the job has ended, over new generations and restarts of the coordinator");
+  verb->add_flag(
+      "-f,--follow", flags->follow,
+      "Go on until the job has ended, over new generations and restarts of the coordinator");
   CLI::Option* ranks = verb->add_option("--rank", flags->ranks, "Ranks, e.g. 0,3-5")
                            ->check(CheckRanks)
                            ->capture_default_str();

@@ -54,7 +54,8 @@ void RegisterSubmit(CLI::App& program, VerbContext& context) {
   AddResumeFlag(verb, &flags->resume);
   AddConnectionFlags(verb, &flags->cluster);
   verb->add_option("--id", flags->id, "The job's id, in place of its name in the job file");
-  verb->add_flag("--dry-run", flags->dry_run, "Check the job file and the files that it names only");
+  verb->add_flag("--dry-run", flags->dry_run,
+                 "Check the job file and the files that it names only");
   verb->footer(
       "Relative paths of the job file are relative to the current folder, here. The coordinator\n"
       "and all hosts must see them under the same names: put data, run.dir and checkpoint.dir on\n"

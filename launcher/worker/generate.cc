@@ -62,9 +62,11 @@ void RegisterGenerate(CLI::App& program, int& exit_code) {
   verb->add_option("--tokens", flags->request.tokens,
                    "New tokens at most (100)")->check(CLI::Range(1, 1000000));
   verb->add_option("--temperature", sampling.temperature,
-                   "0: always the likeliest token; 1: as the model says (1)")->check(CLI::Range(0.0, 100.0));
+                   "0: always the likeliest token; 1: as the model says (1)")
+      ->check(CLI::Range(0.0, 100.0));
   verb->add_option("--top-p", sampling.top_p,
-                   "Choose among the likeliest tokens that reach this probability (1)")->check(CLI::Range(0.0, 1.0));
+                   "Choose among the likeliest tokens that reach this probability (1)")
+      ->check(CLI::Range(0.0, 1.0));
   verb->add_option("--seed", sampling.seed,
                    "Same seed, same text (1)");
   verb->add_option("--tokenizer", flags->tokenizer,
@@ -74,7 +76,8 @@ void RegisterGenerate(CLI::App& program, int& exit_code) {
   verb->add_option("-o,--output", flags->output,
                    "text, or one JSON object")->check(CLI::IsMember({"text", "json"}));
   verb->footer(
-      "Example:\n  moesaic generate --checkpoint runs/quickstart/checkpoints --prompt 'In the beginning'");
+      "Example:\n  moesaic generate --checkpoint runs/quickstart/checkpoints --prompt 'In the "
+      "beginning'");
   verb->callback([flags, &exit_code] { exit_code = RunGenerate(*flags); });
 }
 

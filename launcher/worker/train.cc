@@ -135,7 +135,8 @@ void RegisterTrain(CLI::App& program, const WorkerEnvironment& environment, int&
       ->required();
   verb->add_option("--job", options->job, "name of the job")->required();
   verb->add_option("--generation", options->generation, "number of the generation")->required();
-  verb->callback([options, environment, &exit_code] { exit_code = RunTrain(*options, environment); });
+  verb->callback(
+      [options, environment, &exit_code] { exit_code = RunTrain(*options, environment); });
 }
 
 }  // namespace moesaic

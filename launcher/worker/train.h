@@ -17,7 +17,8 @@ struct WorkerEnvironment {
   std::string token;  // of the generation
   LogLevel log_level = LogLevel::kInfo;
   absl::StatusOr<std::optional<TlsFiles>> tls = std::optional<TlsFiles>();
-  std::string run_folder;  // for temporary files of this host's ranks, in tmpfs; the agent removes it
+  // For temporary files of this host's ranks, in tmpfs; the agent removes it.
+  std::string run_folder;
 };
 
 // Does not return to main after a failure: it leaves with the code of docs/exit-codes.md, since

@@ -51,8 +51,8 @@ class GradientReducer {
   // open.
   virtual GradientSlot Open(int parameter, int use, int64_t micro_batch) = 0;
   virtual void Close(int parameter, int use, int64_t micro_batch) = 0;
-  // Instead of Open and Close: the leaf is zero. To say so is not needed, but lets sums that wait for
-  // it go on.
+  // Instead of Open and Close: the leaf is zero. To say so is not needed, but lets sums that wait
+  // for it go on.
   virtual void Skip(int parameter, int use, int64_t micro_batch) = 0;
 
   // Sums over ranks; what was never opened counts as zero. Called once a step, by every rank.

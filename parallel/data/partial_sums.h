@@ -17,8 +17,8 @@ class PartialSums {
   explicit PartialSums(int64_t leaves) : tree_(leaves) {}
 
   // Takes the value of `node` (its memory may be added to; undefined: zero) and adds it to its
-  // sibling's if that is there, and so on upwards. Tensors no longer needed are appended to `freed`.
-  // TORCH_CHECKs that no leaf below is there already.
+  // sibling's if that is there, and so on upwards. Tensors no longer needed are appended to
+  // `freed`. TORCH_CHECKs that no leaf below is there already.
   void Add(SumNode node, at::Tensor value, std::vector<at::Tensor>& freed);
 
   // Sums over siblings that were not there, in (level, index) order; undefined: zero.

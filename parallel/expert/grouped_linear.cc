@@ -69,8 +69,8 @@ void Multiply(const GemmShape& shape, MatrixRef<float> a, MatrixRef<float> b, Ge
   Gemm(shape, a, b, c);
 }
 
-// Tiles of bf16 are many times faster than our kernels, where there are any. The choice is by CPU and
-// shape only.
+// Tiles of bf16 are many times faster than our kernels, where there are any. The choice is by CPU
+// and shape only.
 template <class C>
 void Multiply(const GemmShape& shape, MatrixRef<Bf16> a, MatrixRef<Bf16> b, GemmResult<C> c) {
   constexpr int64_t kWorthACall = 32 * 32 * 32;
@@ -122,7 +122,8 @@ void Forward(const at::Tensor& x, std::span<const LinearGroup> groups, const at:
 }
 
 template <class T>
-void BackwardInput(const at::Tensor& dy, std::span<const LinearGroup> groups, const at::Tensor& dx) {
+void BackwardInput(const at::Tensor& dy, std::span<const LinearGroup> groups,
+                   const at::Tensor& dx) {
   std::vector<Product<T, T>> products;
   for (const LinearGroup& g : groups) {
     const int64_t out = g.weight.size(0), in = g.weight.size(1);

@@ -1,6 +1,6 @@
 // Grouped linear products: y = x W^T over contiguous groups of rows, each with a weight of its own.
-// One group is an ordinary linear layer; all matrix products of the model but attention's go through
-// here, so that the library behind them is chosen in one place and measured (bench/).
+// One group is an ordinary linear layer; all matrix products of the model but attention's go
+// through here, so that the library behind them is chosen in one place and measured (bench/).
 //
 // Types: x, W, y, dy, dx all float32 or all bfloat16 (accumulated in fp32); dW is always float32.
 // Rows of a group may be 0. Row-major contiguous tensors; W [out, in].
@@ -23,8 +23,8 @@ struct LinearGroup {
   at::Tensor weight;
 };
 
-// y [n, out]; rows in no group are left alone. Groups must not overlap. y may be float32 where x and W
-// are bfloat16: the sums, not rounded.
+// y [n, out]; rows in no group are left alone. Groups must not overlap. y may be float32 where x
+// and W are bfloat16: the sums, not rounded.
 void GroupedLinear(const at::Tensor& x, std::span<const LinearGroup> groups, at::Tensor& y);
 
 // dx [n, in] = dy W.

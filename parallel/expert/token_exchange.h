@@ -31,7 +31,8 @@ class TokenExchange {
   // (rank of the expert communicator, expert).
   virtual std::vector<int64_t> ShareCounts(std::span<const int64_t> counts) = 0;
 
-  // sorted [send_rows, width], contiguous, any dtype -> [receive_rows, width] in the holder's order.
+  // sorted [send_rows, width], contiguous, any dtype -> [receive_rows, width] in the holder's
+  // order.
   virtual at::Tensor Dispatch(const at::Tensor& sorted, const DispatchPlan& plan) = 0;
   // The way back: received [receive_rows, width] -> [send_rows, width] in the sender's order.
   virtual at::Tensor Return(const at::Tensor& received, const DispatchPlan& plan) = 0;

@@ -17,7 +17,9 @@ struct PooledExpert {
 std::vector<PooledExpert> PoolOf(const DispatchInputs& in) {
   std::vector<PooledExpert> pool;
   for (const int layer : in.layers) {
-    for (int index = 0; index < in.placement->experts(layer); ++index) pool.push_back({layer, index});
+    for (int index = 0; index < in.placement->experts(layer); ++index) {
+      pool.push_back({layer, index});
+    }
   }
   return pool;
 }

@@ -60,8 +60,8 @@ int64_t PackedBytes(int64_t k, int64_t n);
 // `packed` is aligned to 64 bytes.
 template <class T>
 PackedB PackB(int64_t k, int64_t n, MatrixRef<T> b, void* packed);
-// As Gemm. The columns end at b.n or at a multiple of kPanel. Bf16: where the rows end at an odd b.k,
-// shape.k may be one more (A's last column then meets zeros).
+// As Gemm. The columns end at b.n or at a multiple of kPanel. Bf16: where the rows end at an odd
+// b.k, shape.k may be one more (A's last column then meets zeros).
 template <class T, class C>
 void GemmPacked(const GemmShape& shape, MatrixRef<T> a, const PackedB& b, GemmResult<C> c);
 

@@ -4,8 +4,8 @@
 // B is packed into panels of 32 (the last: 16 or 32) columns, and tiles of kTileRows rows of C stay
 // in registers while k runs. A is read in place where its rows are contiguous, else packed by tile.
 //
-// A "word" is what one lane multiplies at a time: a float, or a pair of Bf16 adjacent in k where the
-// CPU multiplies pairs. Elsewhere Bf16 is widened as it is packed.
+// A "word" is what one lane multiplies at a time: a float, or a pair of Bf16 adjacent in k where
+// the CPU multiplies pairs. Elsewhere Bf16 is widened as it is packed.
 #pragma once
 
 #include "parallel/simd/gemm_kernels.h"
@@ -53,7 +53,7 @@ MOESAIC_INLINE VecF MultiplyWord(const char* a, VecF b, VecF c) {
   return MulAdd(Splat(word), b, c);
 }
 
-// ---- Packing -----------------------------------------------------------------------------------------
+// ---- Packing ------------------------------------------------------------------------------------
 
 MOESAIC_INLINE VecU LoadWords(const float* p, int64_t count) {
   return Bits(count >= kLanes ? Load(p, AllLanes{}) : Load(p, FirstLanes{count}));
@@ -113,10 +113,10 @@ MOESAIC_INLINE void Transpose(VecU v[kLanes]) {
     VecU w[kLanes];
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
-      w[2 * i] = __builtin_shufflevector(v[i], v[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6,
-                                         22, 7, 23);
-      w[2 * i + 1] = __builtin_shufflevector(v[i], v[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13,
-                                             29, 14, 30, 15, 31);
+      w[2 * i] = __builtin_shufflevector(v[i], v[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21,
+                                         6, 22, 7, 23);
+      w[2 * i + 1] = __builtin_shufflevector(v[i], v[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28,
+                                             13, 29, 14, 30, 15, 31);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) v[i] = w[i];
@@ -150,7 +150,8 @@ void PackPanel(int64_t k, int64_t n, const MatrixRef<T>& b, int64_t column, VecU
     const int64_t first = column + v * kLanes;
     const int64_t columns = n - first < kLanes ? n - first : kLanes;
     if (b.row_stride == 1 && b.column_stride != 1) {
-      PackTransposed(k, columns, b.data + first * b.column_stride, b.column_stride, vectors, to + v);
+      PackTransposed(k, columns, b.data + first * b.column_stride, b.column_stride, vectors,
+                     to + v);
     } else {
       for (int64_t word = 0; word < Words<T>(k); ++word) {
         to[word * vectors + v] = RowWords(b, word, k, first, columns);
@@ -173,7 +174,7 @@ void PackBOf(int64_t k, int64_t n, MatrixRef<T> b, void* packed) {
   }
 }
 
-// ---- A -------------------------------------------------------------------------------------------------
+// ---- A ------------------------------------------------------------------------------------------
 
 // Word (i, k) of A: at data + i * row_bytes + k * word_bytes.
 struct Words2d {
@@ -192,8 +193,8 @@ bool InPlace(const GemmShape& shape, const MatrixRef<T>& a) {
   return a.column_stride == 1;
 }
 
-// Blocks of the product: A's block stays in the second level of the cache while panels of B pass by.
-// Only an fp32 C can be left and taken up again, so only there k is cut.
+// Blocks of the product: A's block stays in the second level of the cache while panels of B pass
+// by. Only an fp32 C can be left and taken up again, so only there k is cut.
 constexpr int64_t kBlockWords = 512;
 constexpr int64_t kBlockBytes = 200 * 1024;
 
@@ -243,12 +244,14 @@ void PackTilesOfRows(const GemmShape& shape, const MatrixRef<T>& a, char* to) {
       }
       Transpose(v);
       const int64_t count = words - word < kLanes ? words - word : kLanes;
-      for (int64_t i = 0; i < count; ++i, to += kTileRows * kWordBytes) StoreWords((float*)to, v[i]);
+      for (int64_t i = 0; i < count; ++i, to += kTileRows * kWordBytes) {
+        StoreWords((float*)to, v[i]);
+      }
     }
   }
 }
 
-// ---- Multiplying -----------------------------------------------------------------------------------------
+// ---- Multiplying --------------------------------------------------------------------------------
 
 template <class C, class Lanes>
 MOESAIC_INLINE void StoreResult(C* c, VecF v, bool accumulate, Lanes lanes) {
@@ -258,8 +261,8 @@ MOESAIC_INLINE void StoreResult(C* c, VecF v, bool accumulate, Lanes lanes) {
   Store(c, v, lanes);
 }
 
-// One tile of C: `rows` x (16 vectors) in registers. In passing it fetches the next tile of A, a row
-// a word and 64 bytes every 16 words, and the lines of C that it will write.
+// One tile of C: `rows` x (16 vectors) in registers. In passing it fetches the next tile of A, a
+// row a word and 64 bytes every 16 words, and the lines of C that it will write.
 template <bool pairs, int rows, int vectors, class C>
 void MultiplyTile(int64_t words, Words2d a, const VecF* b, GemmResult<C> c, int64_t columns) {
   for (int i = 0; i < rows; ++i) {

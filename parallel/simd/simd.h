@@ -108,7 +108,9 @@ MOESAIC_INLINE VecH LoadHalves(const Bf16* p, FirstLanes lanes) {
   return v;
 #endif
 }
-MOESAIC_INLINE VecF Load(const Bf16* p, FirstLanes lanes) { return WidenBf16(LoadHalves(p, lanes)); }
+MOESAIC_INLINE VecF Load(const Bf16* p, FirstLanes lanes) {
+  return WidenBf16(LoadHalves(p, lanes));
+}
 MOESAIC_INLINE void Store(Bf16* p, VecF v, FirstLanes lanes) {
   const VecH half = NarrowToBf16(v);
 #if defined(__AVX512BW__) && defined(__AVX512VL__)

@@ -28,8 +28,8 @@ class Authority {
  public:
   static absl::StatusOr<Authority> Create(Validity validity);
 
-  // A certificate of `role`; `node` (may be empty) binds an agent's to one node. InvalidArgument for
-  // a node that is no valid name.
+  // A certificate of `role`; `node` (may be empty) binds an agent's to one node. InvalidArgument
+  // for a node that is no valid name.
   absl::StatusOr<KeyPair> Issue(Role role, const std::string& node, Validity validity) const;
 
   const KeyPair& pair() const { return pair_; }

@@ -1,6 +1,6 @@
 // What a certificate says. Roles, not hosts, are certified: the common name is a role, and one of
-// the subjectAltName DNS entries is "<role>.moesaic". An agent's may be bound to one node by another
-// entry, "<node>.agent.moesaic".
+// the subjectAltName DNS entries is "<role>.moesaic". An agent's may be bound to one node by
+// another entry, "<node>.agent.moesaic".
 #pragma once
 
 #include <optional>

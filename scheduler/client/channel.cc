@@ -41,8 +41,8 @@ constexpr Setting kClient[] = {
     {GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1},
 };
 
-// Both ends of connections that carry snapshots. Buffers of reads are just small enough for malloc to
-// keep their pages.
+// Both ends of connections that carry snapshots. Buffers of reads are just small enough for malloc
+// to keep their pages.
 constexpr Setting kBulk[] = {
     {GRPC_ARG_HTTP2_MAX_FRAME_SIZE, 64 << 10},
     {GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 4 << 20},

@@ -1,5 +1,5 @@
-// Channels between the parts of a cluster. The settings of both ends stand in channel.cc: keep-alive
-// pings find a silent peer that TCP would not, and the servers allow them.
+// Channels between the parts of a cluster. The settings of both ends stand in channel.cc:
+// keep-alive pings find a silent peer that TCP would not, and the servers allow them.
 #pragma once
 
 #include <grpcpp/channel.h>

@@ -20,8 +20,8 @@ class CoordinatorClient {
   virtual ~CoordinatorClient() = default;
 
   // Errors of all calls: FailedPrecondition (stale generation: exit 87), PermissionDenied (its
-  // token), NotFound (its job is not there), Unavailable or DeadlineExceeded: the coordinator did not
-  // answer for as long as health.orphan_grace allows. Until then calls are tried again.
+  // token), NotFound (its job is not there), Unavailable or DeadlineExceeded: the coordinator did
+  // not answer for as long as health.orphan_grace allows. Until then calls are tried again.
   virtual absl::StatusOr<RankTable> GetRankTable() = 0;
   // Returns when every rank is ready. Aborted: the ranks differ, with the list (exit 88).
   virtual absl::Status Ready(const ReadyRequest& request, absl::Duration deadline) = 0;

@@ -212,11 +212,11 @@ bool IsLoopback(absl::string_view address) {
 
 absl::Status CheckPlainText(absl::string_view address, bool has_tls, bool insecure) {
   if (has_tls || insecure || IsLoopback(address)) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      fmt::format("{} is not on loopback, and without TLS whoever is in between can run programs on "
-                  "the cluster: give --tls-dir (\"moesaic certs init\" makes one), use 127.0.0.1, or "
-                  "accept that with --insecure",
-                  std::string(address)));
+  return absl::FailedPreconditionError(fmt::format(
+      "{} is not on loopback, and without TLS whoever is in between can run programs on "
+      "the cluster: give --tls-dir (\"moesaic certs init\" makes one), use 127.0.0.1, or "
+      "accept that with --insecure",
+      std::string(address)));
 }
 
 }  // namespace moesaic

@@ -43,8 +43,8 @@ struct TlsIdentity {
   std::string key;
 };
 
-// NotFound, InvalidArgument (not PEM, key of another certificate, not of a role), FailedPrecondition
-// (expired, not valid yet, a key that others may read): each names the file.
+// NotFound, InvalidArgument (not PEM, key of another certificate, not of a role),
+// FailedPrecondition (expired, not valid yet, a key that others may read): each names the file.
 absl::StatusOr<TlsIdentity> LoadTls(const TlsFiles& files, absl::Time now);
 // The same; nothing for nothing.
 absl::StatusOr<std::optional<TlsIdentity>> LoadTls(const std::optional<TlsFiles>& files,
@@ -56,8 +56,8 @@ std::shared_ptr<grpc::ChannelCredentials> ClientCredentials(const std::optional<
 // whose role may not call the method (PermissionDenied). It covers streams too.
 std::shared_ptr<grpc::ServerCredentials> ServerCredentials(const std::optional<TlsIdentity>& tls);
 
-// Whether `role` may call the method of this path ("/moesaic.Coordinator/SubmitJob"). PermissionDenied
-// for a method that there is not.
+// Whether `role` may call the method of this path ("/moesaic.Coordinator/SubmitJob").
+// PermissionDenied for a method that there is not.
 absl::Status CheckCaller(absl::string_view path, Role role);
 
 // Whether the peer may speak for `node`: PermissionDenied when its certificate is bound to another.

@@ -19,19 +19,20 @@ namespace {
 constexpr absl::Duration kAnswerDeadline = absl::Seconds(5);
 // What the slowest network that is of use delivers.
 constexpr double kLeastBytesPerSecond = 8 << 20;
-// Reads take turns on so many: the bytes of one connection are encrypted on one core at each end. Those
-// that are not needed are not made.
+// Reads take turns on so many: the bytes of one connection are encrypted on one core at each end.
+// Those that are not needed are not made.
 constexpr size_t kConnections = 4;
 constexpr absl::Duration kAskAgain = absl::Milliseconds(50);
 constexpr char kReadMethod[] = "/moesaic.AgentService/ReadSnapshot";
 constexpr uint64_t kDataTag = SnapshotBytes::kDataFieldNumber << 3 | 2;
 constexpr char kNoPiece[] = "an answer is no piece of a snapshot";
 
-// One call of ReadSnapshot whose answers are taken as the bytes that came, in slices, without a copy
-// into messages. Thread-compatible.
+// One call of ReadSnapshot whose answers are taken as the bytes that came, in slices, without a
+// copy into messages. Thread-compatible.
 class BytesCall {
  public:
-  BytesCall(std::shared_ptr<grpc::Channel> channel, const std::string& method, absl::Duration deadline)
+  BytesCall(std::shared_ptr<grpc::Channel> channel, const std::string& method,
+            absl::Duration deadline)
       : stub_(std::move(channel)) {
     SetDeadline(&context_, deadline);
     call_ = stub_.PrepareCall(&context_, method, &queue_);

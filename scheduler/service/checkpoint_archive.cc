@@ -164,7 +164,8 @@ absl::StatusOr<std::vector<CheckpointEvent>> CheckpointArchive::Reconcile(
   return events;
 }
 
-// Manifests are read only of steps that the catalog does not know, or whose manifest it could not read.
+// Manifests are read only of steps that the catalog does not know, or whose manifest it could not
+// read.
 absl::StatusOr<std::vector<CheckpointEntry>> CheckpointArchive::Scan(
     const std::string& job, const CheckpointRoot& root,
     const std::vector<CheckpointEntry>& known) const {
@@ -354,9 +355,10 @@ absl::Status CheckpointArchive::SetAside(const std::string& job, const std::stri
   const absl::Status moved = With(
       job, dir, [&](CheckpointRoot* root) { return root->Quarantine(entry.step(), why); });
   if (moved.ok() && options_.note) {
-    options_.note(job, fmt::format("WARNING: the checkpoint of step {} is damaged ({}); it was moved "
-                                   "to {}/.quarantine",
-                                   entry.step(), why, AbsolutePath(dir)));
+    options_.note(job,
+                  fmt::format("WARNING: the checkpoint of step {} is damaged ({}); it was moved "
+                              "to {}/.quarantine",
+                              entry.step(), why, AbsolutePath(dir)));
   }
   return moved;
 }

@@ -1,9 +1,10 @@
-// CheckpointArchive: the checkpoint roots of all jobs of a coordinator, their catalog, and who wants
-// to know of changes. Everything that changes a root goes through it, one at a time for a root; after
-// each change the catalog is made to agree with the folders, and what differs is an event.
+// CheckpointArchive: the checkpoint roots of all jobs of a coordinator, their catalog, and who
+// wants to know of changes. Everything that changes a root goes through it, one at a time for a
+// root; after each change the catalog is made to agree with the folders, and what differs is an
+// event.
 //
-// In the background, one at a time and at low priority, it reads every byte of each new checkpoint. One
-// that is not as it was written is moved to .quarantine, loudly.
+// In the background, one at a time and at low priority, it reads every byte of each new checkpoint.
+// One that is not as it was written is moved to .quarantine, loudly.
 #pragma once
 
 #include <atomic>
@@ -45,9 +46,9 @@ class CheckpointArchive {
   // Ends a verification in progress.
   ~CheckpointArchive();
 
-  // Calls `work` with the job's root, which nobody else uses meanwhile, then brings the catalog up to
-  // date. When the root was not open yet (or `dir` is another one) it is opened, and what unfinished
-  // saves of a former life left there is removed.
+  // Calls `work` with the job's root, which nobody else uses meanwhile, then brings the catalog up
+  // to date. When the root was not open yet (or `dir` is another one) it is opened, and what
+  // unfinished saves of a former life left there is removed.
   absl::Status With(const std::string& job, const std::string& dir,
                     const std::function<absl::Status(CheckpointRoot*)>& work);
 
@@ -63,13 +64,13 @@ class CheckpointArchive {
                                       bool pin, const std::string& note = "");
   // NotFound when it has gone meanwhile; DataLoss.
   absl::StatusOr<Manifest> ManifestOf(const std::string& dir, const CheckpointEntry& entry);
-  // Reads every byte (options.depth is kContent). What is wrong, in words; a checkpoint that is damaged goes to .quarantine. Unavailable when it could
-  // not be read or was cancelled.
+  // Reads every byte (options.depth is kContent). What is wrong, in words; a checkpoint that is
+  // damaged goes to .quarantine. Unavailable when it could not be read or was cancelled.
   absl::StatusOr<std::vector<std::string>> Verify(const std::string& job, const std::string& dir,
                                                   uint64_t step, const VerifyOptions& options);
 
-  // `listener` hears of every change from now on, in order and without a lock of this class's callers;
-  // it must be quick. Returns a number for Unwatch.
+  // `listener` hears of every change from now on, in order and without a lock of this class's
+  // callers; it must be quick. Returns a number for Unwatch.
   uint64_t Watch(Listener listener);
   void Unwatch(uint64_t number);
   // A save that failed.
@@ -105,8 +106,8 @@ class CheckpointArchive {
                                                        const CheckpointEntry& entry);
   void Tell(const std::vector<CheckpointEvent>& events) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status MarkVerified(const CheckpointEntry& entry) ABSL_LOCKS_EXCLUDED(mutex_);
-  absl::Status SetAside(const std::string& job, const std::string& dir, const CheckpointEntry& entry,
-                        const std::string& why);
+  absl::Status SetAside(const std::string& job, const std::string& dir,
+                        const CheckpointEntry& entry, const std::string& why);
   void RunVerification();
 
   const ArchiveOptions options_;

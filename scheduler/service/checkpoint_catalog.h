@@ -1,5 +1,5 @@
-// CheckpointCatalog: what the coordinator knows of the checkpoints of its jobs, in SQLite, so that they
-// can be listed without a look at the disk. An index and no more: the folders are right, and
+// CheckpointCatalog: what the coordinator knows of the checkpoints of its jobs, in SQLite, so that
+// they can be listed without a look at the disk. An index and no more: the folders are right, and
 // checkpoint_archive.h makes the catalog agree with them.
 #pragma once
 

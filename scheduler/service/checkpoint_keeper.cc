@@ -92,10 +92,10 @@ absl::StatusOr<std::optional<uint64_t>> CheckpointKeeper::ChooseNewest(
         root->path()));
   }
   if (*newest || before.empty()) return *newest;
-  return absl::DataLossError(fmt::format(
-      "none of the {} checkpoints in {} verifies; they are in .quarantine there. Run again to start "
-      "anew",
-      before.size(), root->path()));
+  return absl::DataLossError(
+      fmt::format("none of the {} checkpoints in {} verifies; they are in .quarantine there. Run "
+                  "again to start anew",
+                  before.size(), root->path()));
 }
 
 absl::Status CheckpointKeeper::ChooseInto(const ChooseRestore& action, CheckpointRoot* root,
@@ -105,7 +105,8 @@ absl::Status CheckpointKeeper::ChooseInto(const ChooseRestore& action, Checkpoin
 
   std::optional<uint64_t> step;
   if (action.resume == "auto") {
-    const absl::StatusOr<std::optional<uint64_t>> newest = ChooseNewest(action, root, *before, chosen);
+    const absl::StatusOr<std::optional<uint64_t>> newest =
+        ChooseNewest(action, root, *before, chosen);
     if (!newest.ok()) return newest.status();
     step = *newest;
   } else if (action.resume != "never") {

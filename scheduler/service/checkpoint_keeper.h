@@ -22,10 +22,10 @@ class CheckpointKeeper {
   CheckpointKeeper(CheckpointArchive* archive, const Clock* clock, std::string binary)
       : archive_(archive), clock_(clock), binary_(std::move(binary)) {}
 
-  // resume "auto": the newest step that verifies, by its structure or (verify_content) every byte, on
-  // several threads; broken ones are set aside, with a note. When there are steps and none verifies,
-  // DataLoss: a silent start from nothing would look like progress lost. "never": a new start. A
-  // number: that step. Steps after the chosen one are set aside, never deleted.
+  // resume "auto": the newest step that verifies, by its structure or (verify_content) every byte,
+  // on several threads; broken ones are set aside, with a note. When there are steps and none
+  // verifies, DataLoss: a silent start from nothing would look like progress lost. "never": a new
+  // start. A number: that step. Steps after the chosen one are set aside, never deleted.
   RestoreChosen Choose(const ChooseRestore& action);
   CheckpointStaged Stage(const StageCheckpoint& action);
   // Proof of coverage, manifest, rename, then retention.

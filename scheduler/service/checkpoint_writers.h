@@ -1,11 +1,12 @@
-// CheckpointWriters: saves by processes that are not agents of the generation (Begin, Report, Commit of
-// proto/checkpoint_service.proto). Each step of a save is refused unless its generation is the job's
-// current one; so is what a stale one began.
+// CheckpointWriters: saves by processes that are not agents of the generation (Begin, Report,
+// Commit of proto/checkpoint_service.proto). Each step of a save is refused unless its generation
+// is the job's current one; so is what a stale one began.
 //
-// The token of the generation is what makes a writer: whoever has it belongs to the run and is believed
-// that the run is at that step, as a rank's agent is. So its commit is the job's like any other: the
-// job's committed_step follows, retention counts it, and the next generation goes on from it. There is
-// no way to save into a job's folder from outside its run: another trajectory would meet the job's own.
+// The token of the generation is what makes a writer: whoever has it belongs to the run and is
+// believed that the run is at that step, as a rank's agent is. So its commit is the job's like any
+// other: the job's committed_step follows, retention counts it, and the next generation goes on
+// from it. There is no way to save into a job's folder from outside its run: another trajectory
+// would meet the job's own.
 #pragma once
 
 #include <cstdint>

@@ -77,7 +77,8 @@ class CoordinatorCore {
   absl::Status Handle(const Event& event);
 
   absl::Status Join(const AgentJoined& event, std::shared_ptr<Outbox<AgentCommand>> outbox);
-  // The stream of that outbox ended. Nothing happens when the agent has registered on another since.
+  // The stream of that outbox ended. Nothing happens when the agent has registered on another
+  // since.
   void Leave(const AgentLost& event, const Outbox<AgentCommand>* outbox);
   // `answer` is called once, without a lock.
   void Ready(const ReadyRequest& request, std::function<void(absl::Status)> answer);
@@ -90,8 +91,8 @@ class CoordinatorCore {
   // shut down (then ReadEvents says Unavailable).
   absl::Status Watch(const std::string& job, std::shared_ptr<EventListener> listener);
   void Unwatch(const EventListener* listener);
-  // Those after a number, at most `limit`, oldest first. A number that was never given out is one of
-  // another history: the answer starts from the oldest event.
+  // Those after a number, at most `limit`, oldest first. A number that was never given out is one
+  // of another history: the answer starts from the oldest event.
   absl::StatusOr<EventPage> ReadEvents(const std::string& job, uint64_t after, uint32_t limit);
   // An event that changes nothing but is to be known.
   void Note(const std::string& job, const std::string& text);

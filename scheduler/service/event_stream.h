@@ -1,5 +1,5 @@
-// EventStream: the writing half of WatchJob. It reads events from the core page by page as its client
-// takes them, so that a slow reader costs nothing and holds nobody up.
+// EventStream: the writing half of WatchJob. It reads events from the core page by page as its
+// client takes them, so that a slow reader costs nothing and holds nobody up.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// FaultEdge: InjectFault of a coordinator that was started with --allow-chaos. Passes faults of ranks
-// and nodes on to their agents; those of the coordinator and of checkpoints it does itself.
+// FaultEdge: InjectFault of a coordinator that was started with --allow-chaos. Passes faults of
+// ranks and nodes on to their agents; those of the coordinator and of checkpoints it does itself.
 #pragma once
 
 #include <string>
@@ -16,8 +16,8 @@ class FaultEdge {
   // `core` must outlive this.
   FaultEdge(CoordinatorCore* core, bool allowed) : core_(core), allowed_(allowed) {}
 
-  // What was done, in words. PermissionDenied when chaos is not allowed; NotFound: no such job, rank,
-  // node or checkpoint. KILL of the coordinator does not return.
+  // What was done, in words. PermissionDenied when chaos is not allowed; NotFound: no such job,
+  // rank, node or checkpoint. KILL of the coordinator does not return.
   absl::StatusOr<std::string> Inject(const InjectFaultRequest& request) const;
 
  private:

@@ -40,7 +40,8 @@ absl::StatusOr<std::unique_ptr<ReadableFile>> OpenLog(const std::string& run_dir
 
 }  // namespace
 
-// Only the reader's thread starts operations, so the stream lives until that thread has finished it.
+// Only the reader's thread starts operations, so the stream lives until that thread has finished
+// it.
 class LogReader::Stream : public grpc::ServerWriteReactor<LogBytes> {
  public:
   Stream(LogReader* reader, ReadLogRequest wanted) : request(std::move(wanted)), reader_(reader) {}

@@ -1,7 +1,7 @@
-// LogReader: serves ReadLog, the logs that agents write below the run folders of jobs. One thread reads
-// for all streams, a piece at a time, so that neither a slow disk nor a slow client holds up gRPC.
-// Nothing but <run.dir>/logs/generation-<g>/{rank-<r>,mpirun}.log can be read: no symbolic link is
-// followed, and only regular files are opened.
+// LogReader: serves ReadLog, the logs that agents write below the run folders of jobs. One thread
+// reads for all streams, a piece at a time, so that neither a slow disk nor a slow client holds up
+// gRPC. Nothing but <run.dir>/logs/generation-<g>/{rank-<r>,mpirun}.log can be read: no symbolic
+// link is followed, and only regular files are opened.
 #pragma once
 
 #include <cstdint>
@@ -25,8 +25,8 @@ class LogReader {
   explicit LogReader(CoordinatorCore* core);
   ~LogReader();
 
-  // Owned by gRPC. Ends with NotFound when there is no such job or log, with OK at the end of the log
-  // (of a generation that is over, when it is followed).
+  // Owned by gRPC. Ends with NotFound when there is no such job or log, with OK at the end of the
+  // log (of a generation that is over, when it is followed).
   grpc::ServerWriteReactor<LogBytes>* Open(const ReadLogRequest& request);
   // Ends all streams, and refuses what comes.
   void Shutdown();

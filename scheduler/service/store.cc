@@ -33,7 +33,8 @@ constexpr const char* kStatements[] = {
     "SELECT record, name FROM jobs ORDER BY name",
     "SELECT record, name FROM nodes ORDER BY name",
     "SELECT job, MAX(sequence) FROM events GROUP BY job",
-    "SELECT event, sequence FROM events WHERE job = ?1 AND sequence > ?2 ORDER BY sequence LIMIT ?3",
+    "SELECT event, sequence FROM events WHERE job = ?1 AND sequence > ?2 "
+    "ORDER BY sequence LIMIT ?3",
 };
 
 void BindText(sqlite3_stmt* statement, int index, const std::string& text) {

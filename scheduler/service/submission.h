@@ -8,8 +8,8 @@ namespace moesaic {
 
 inline constexpr size_t kMaxSpecBytes = 1 << 20;
 
-// InvalidArgument unless the spec is resolved, valid and at most kMaxSpecBytes, its name may be part of
-// a path, and `resume` is one of its forms.
+// InvalidArgument unless the spec is resolved, valid and at most kMaxSpecBytes, its name may be
+// part of a path, and `resume` is one of its forms.
 absl::Status CheckSubmission(const SubmitJobRequest& request);
 
 }  // namespace moesaic

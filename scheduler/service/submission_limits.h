@@ -1,5 +1,5 @@
-// How often one client may submit a job, and how many jobs there may be. A token bucket for each client;
-// time is passed in.
+// How often one client may submit a job, and how many jobs there may be. A token bucket for each
+// client; time is passed in.
 #pragma once
 
 #include <cstddef>

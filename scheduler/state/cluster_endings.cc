@@ -119,8 +119,8 @@ void ClusterState::FinishIfClean(Job* job) {
   if (!MustWaitForDisk(job)) FinishGeneration(job);
 }
 
-// Whether what follows depends on a checkpoint that is on its way to disk. Where the next generation
-// can start from memory, the disk follows while it runs.
+// Whether what follows depends on a checkpoint that is on its way to disk. Where the next
+// generation can start from memory, the disk follows while it runs.
 bool ClusterState::MustWaitForDisk(Job* job) {
   const Generation& live = *job->live;
   const bool last = job->record.stop() != STOP_NONE || FatalExit(*job, live).has_value() ||
@@ -141,7 +141,8 @@ std::optional<ClusterState::Cause> ClusterState::FatalExit(const Job& job,
   const std::string text = DescribeExit(*ended.exit_code);
   switch (*ended.exit_code) {
     case kExitUsage:
-      return Cause{.text = "the worker refused its configuration", .fatal = true, .exit_code = kExitUsage};
+      return Cause{
+          .text = "the worker refused its configuration", .fatal = true, .exit_code = kExitUsage};
     case kExitMismatch:
     case kExitDataCorrupt:
     case kExitNonFinite:
@@ -235,8 +236,8 @@ void ClusterState::FinishFailed(Job* job, const Generation& ended) {
   Transition(job, WAITING, fmt::format("restarting after: {}", why));
 }
 
-// The node of the rank that failed first. A watchdog speaks for a victim: there, the suspect's. What a
-// rank could not read is no fault of its node.
+// The node of the rank that failed first. A watchdog speaks for a victim: there, the suspect's.
+// What a rank could not read is no fault of its node.
 void ClusterState::BlameFor(const Job& job, const Generation& ended) {
   if (ended.cause) {
     for (const std::string& node : ended.cause->blamed) Blame(node, ended.cause->text);

@@ -20,7 +20,8 @@ constexpr double kSlowStepFactor = 10;
 // Steps that a generation may take to stop at one.
 constexpr double kStopSteps = 3;
 
-// After the ranks of another node are gone, mpirun on the head follows within so long, and says why.
+// After the ranks of another node are gone, mpirun on the head follows within so long, and says
+// why.
 constexpr absl::Duration kHeadFollows = absl::Seconds(5);
 
 absl::Status Stale(const WorkerIdentity& worker) {
@@ -284,8 +285,9 @@ absl::Duration ClusterState::HangLimit(const Job& job, const StepReport& suspect
   const bool excused = suspect.phase() == "validate" || suspect.phase() == "snapshot" ||
                        suspect.phase() == "step" || suspect.phase() == "done";
   if (!job.stopping() || excused) return usual;
-  return std::min(usual, std::max(options_.stop_timeout,
-                                  absl::Seconds(kStopSteps * job.record.status().last_step().seconds())));
+  return std::min(usual,
+                  std::max(options_.stop_timeout,
+                           absl::Seconds(kStopSteps * job.record.status().last_step().seconds())));
 }
 
 void ClusterState::CheckProgress(Job* job) {

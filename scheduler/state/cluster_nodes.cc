@@ -332,10 +332,11 @@ void ClusterState::CheckAwaited(Job* job) {
   live->awaited.clear();
   for (const std::string& node : missing) live->unclean.erase(node);
   live->await_until = absl::Time();
-  EndLive(job,
-          Cause{.text = fmt::format("after a restart of the coordinator, nodes {} did not come back",
-                                    fmt::join(missing, ", "))},
-          true);
+  EndLive(
+      job,
+      Cause{.text = fmt::format("after a restart of the coordinator, nodes {} did not come back",
+                                fmt::join(missing, ", "))},
+      true);
 }
 
 }  // namespace moesaic

@@ -76,8 +76,9 @@ void ClusterState::TryPlan(Job* job) {
     } else if (!job->snapshots.Committing(0)) {
       const uint64_t saved = job->record.status().committed_step();
       EndJob(job, CANCELLED, kExitCancelled,
-             saved == 0 ? std::string("stopped before it ran")
-                        : fmt::format("stopped on request; the newest checkpoint is step {}", saved));
+             saved == 0
+                 ? std::string("stopped before it ran")
+                 : fmt::format("stopped on request; the newest checkpoint is step {}", saved));
     }
     return;
   }

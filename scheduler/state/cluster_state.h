@@ -152,9 +152,10 @@ class ClusterState final : private SnapshotEdge {
     bool move_experts = false;            // the next generation places them by the newest load
     std::vector<std::string> last_nodes;  // of the last generation, in the order of ranks
     std::vector<SpareNode> spares;        // of the newest plan
-    bool verify_content = false;          // the next restore comes from a checkpoint that was read whole
+    bool verify_content = false;  // the next restore comes from a checkpoint that was read whole
     bool verified = false;                // the last one did
-    absl::Time recall_until = absl::InfinitePast();  // holders of its memory may come back until then
+    // Holders of its memory may come back until then.
+    absl::Time recall_until = absl::InfinitePast();
     absl::Time settle_from;               // arrivals are waited for from here on
     absl::Duration settle;                // for so long
     absl::Time reconsider = absl::InfiniteFuture();  // whether other nodes would do better

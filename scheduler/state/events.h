@@ -122,8 +122,8 @@ struct CopiesReported {
 };
 // Time has passed.
 struct Tick {};
-// The coordinator took nothing in for so long (a slow disk under its store, a stopped process): what
-// agents and ranks said meanwhile still waits, so their silence does not count.
+// The coordinator took nothing in for so long (a slow disk under its store, a stopped process):
+// what agents and ranks said meanwhile still waits, so their silence does not count.
 struct Stalled {
   absl::Duration duration;
 };

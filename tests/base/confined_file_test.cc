@@ -49,10 +49,10 @@ TEST_P(ConfinedFileTest, OpensWhatIsBelow) {
 }
 
 TEST_P(ConfinedFileTest, RefusesPathsThatLeadOut) {
-  for (const std::string& path : {std::string("../secret"), std::string("job/../../secret"),
-                                  dir_ + "/secret", std::string("/etc/passwd"), std::string(""),
-                                  std::string("."), std::string("job/./r0.0"), std::string("job//r0.0"),
-                                  std::string("job/"), std::string("job/r0.0\0x", 10)}) {
+  for (const std::string& path :
+       {std::string("../secret"), std::string("job/../../secret"), dir_ + "/secret",
+        std::string("/etc/passwd"), std::string(""), std::string("."), std::string("job/./r0.0"),
+        std::string("job//r0.0"), std::string("job/"), std::string("job/r0.0\0x", 10)}) {
     EXPECT_EQ(CodeOf(path), absl::StatusCode::kInvalidArgument) << path;
   }
 }

@@ -11,9 +11,9 @@ TEST(ForeignText, Names) {
     EXPECT_TRUE(IsName(good)) << good;
   }
   for (const std::string& bad :
-       {std::string(""), std::string("."), std::string(".."), std::string("a..b"), std::string("-a"),
-        std::string("A"), std::string("a/b"), std::string("a b"), std::string("a\0b", 3),
-        std::string("\xc3\xa4"), std::string(64, 'a')}) {
+       {std::string(""), std::string("."), std::string(".."), std::string("a..b"),
+        std::string("-a"), std::string("A"), std::string("a/b"), std::string("a b"),
+        std::string("a\0b", 3), std::string("\xc3\xa4"), std::string(64, 'a')}) {
     EXPECT_TRUE(absl::IsInvalidArgument(CheckName("job", bad))) << bad;
   }
 }

@@ -1,6 +1,6 @@
-// Any bytes as what an agent gets from others: commands of its coordinator, calls of peers and workers
-// (AgentService), and a peer's answers while its snapshots are copied. The input is a kind, one byte, and
-// a message.
+// Any bytes as what an agent gets from others: commands of its coordinator, calls of peers and
+// workers (AgentService), and a peer's answers while its snapshots are copied. The input is a kind,
+// one byte, and a message.
 #include <cstdint>
 #include <cstdlib>
 #include <filesystem>

@@ -1,7 +1,7 @@
 // Any bytes as the messages of the checkpoint service (Checkpoints), fed to what is behind it: a
-// coordinator with a running job, whose checkpoints lie in memory. The input is a list of (kind, length,
-// message), one byte each for the first two. Messages of writers are merged into right ones, so that
-// small inputs reach what is deep. What is committed must verify to the last byte.
+// coordinator with a running job, whose checkpoints lie in memory. The input is a list of (kind,
+// length, message), one byte each for the first two. Messages of writers are merged into right
+// ones, so that small inputs reach what is deep. What is committed must verify to the last byte.
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>

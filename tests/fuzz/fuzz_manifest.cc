@@ -1,6 +1,6 @@
 // A manifest of any bytes is refused or decoded; one that is decoded can be planned and proved
-// without harm, and encodes to itself. The first byte chooses: 'r' raw bytes, anything else a message
-// to which the trailer that fits is added, so that its content is reached.
+// without harm, and encodes to itself. The first byte chooses: 'r' raw bytes, anything else a
+// message to which the trailer that fits is added, so that its content is reached.
 #include <cstdint>
 #include <cstdlib>
 #include <string>
@@ -32,7 +32,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::vector<moesaic::ExpectedObject> expected;
   for (const moesaic::StoredObject& object : manifest->objects()) {
     const moesaic::Shape shape = moesaic::AsShape(object.shape());
-    expected.push_back({object.kind(), object.name(), object.element(), {shape.begin(), shape.end()}});
+    expected.push_back(
+        {object.kind(), object.name(), object.element(), {shape.begin(), shape.end()}});
     const moesaic::LoadTarget target = {object.kind(), object.name(), moesaic::WholeBox(shape)};
     const auto plan = moesaic::PlanLoad(*manifest, {&target, 1});
     if (!plan.ok()) continue;

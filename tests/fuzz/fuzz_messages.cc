@@ -1,7 +1,8 @@
-// Any bytes as the messages of agents, workers and people, fed to the checks of the edges and to the
-// cluster state: none may harm it, and an event that is refused changes nothing. The input is a list
-// of (kind, length, message), one byte each for the first two; the cluster starts with one node and a
-// running job. An empty token stands for the right one, so that what is behind it is reached.
+// Any bytes as the messages of agents, workers and people, fed to the checks of the edges and to
+// the cluster state: none may harm it, and an event that is refused changes nothing. The input is a
+// list of (kind, length, message), one byte each for the first two; the cluster starts with one
+// node and a running job. An empty token stands for the right one, so that what is behind it is
+// reached.
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -87,7 +88,8 @@ class Cluster {
       return chosen;
     }
     if (const auto* stage = std::get_if<StageCheckpoint>(&action)) {
-      return CheckpointStaged{stage->job, stage->generation, stage->step, absl::OkStatus(), kStaged};
+      return CheckpointStaged{stage->job, stage->generation, stage->step, absl::OkStatus(),
+                              kStaged};
     }
     if (const auto* commit = std::get_if<CommitCheckpoint>(&action)) {
       return CommitFinished{commit->job, commit->generation, commit->step, absl::OkStatus(), "/c"};
@@ -175,8 +177,9 @@ void TakeMessage(uint8_t kind, const std::string& bytes, Cluster* cluster) {
         cluster->Do(ResizeRequested{request.job(), request.min_nodes(), request.max_nodes()});
       });
     case 8:
-      return Parse<ChangeNodeRequest>(
-          bytes, [&](const ChangeNodeRequest& request) { cluster->Do(NodeChangeRequested{request}); });
+      return Parse<ChangeNodeRequest>(bytes, [&](const ChangeNodeRequest& request) {
+        cluster->Do(NodeChangeRequested{request});
+      });
     default: return cluster->Pass(absl::Seconds(1 + bytes.size()));
   }
 }

@@ -1,4 +1,5 @@
-// Metrics of any bytes are refused or become a whole page and a summary; nothing of theirs is markup.
+// Metrics of any bytes are refused or become a whole page and a summary; nothing of theirs is
+// markup.
 #include <cstdint>
 #include <cstdlib>
 #include <sstream>

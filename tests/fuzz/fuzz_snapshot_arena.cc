@@ -1,6 +1,6 @@
-// A snapshot arena of any bytes is refused or mapped; one that is mapped has every object inside the
-// file. The first byte chooses: 'r' raw bytes, anything else an index (its length in the next two
-// bytes) to which the header that fits is added, so that its content is reached.
+// A snapshot arena of any bytes is refused or mapped; one that is mapped has every object inside
+// the file. The first byte chooses: 'r' raw bytes, anything else an index (its length in the next
+// two bytes) to which the header that fits is added, so that its content is reached.
 #include <unistd.h>
 
 #include <algorithm>

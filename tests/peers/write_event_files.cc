@@ -1,5 +1,5 @@
-// Writes event files as a run does that failed after step 4, went back to step 2 and ended with step
-// 6. Usage: write_event_files RUN_DIR
+// Writes event files as a run does that failed after step 4, went back to step 2 and ended with
+// step 6. Usage: write_event_files RUN_DIR
 #include <cstdio>
 
 #include "trainer/metrics/tensorboard_file.h"

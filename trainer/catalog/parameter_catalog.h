@@ -47,7 +47,7 @@ struct ParameterSpec {
   int expert = -1;        // global id within the layer; -1: every data rank holds the parameter
   int uses = 1;           // times a pass uses it (a tied embedding: 2)
   bool decay = true;      // weight decay applies
-  bool learnt = true;     // has gradients, counts in their norm and has moments; else no decay either
+  bool learnt = true;  // has gradients, counts in their norm and has moments; else no decay either
   bool fp32 = false;      // computed with in fp32 whatever train.precision is (norms, router)
   InitRule init;
 
@@ -61,8 +61,8 @@ enum class Experts { kAll, kOne };
 // Those of the parameters that the step after `step` steps works on. `spec` must be resolved.
 Experts ExpertsAt(const JobSpec& spec, uint64_t step);
 
-// The parameters, in this order (`L` a layer, `E` an expert of it, `pool` the experts that it chooses
-// from: `experts`, times the layers of its group with recipe.experts.reuse):
+// The parameters, in this order (`L` a layer, `E` an expert of it, `pool` the experts that it
+// chooses from: `experts`, times the layers of its group with recipe.experts.reuse):
 //   embedding                       [vocabulary, hidden]
 //   layers.L.attention_norm         [hidden]
 //   layers.L.attention.qkv          [(heads + 2 * kv_heads) * head_width, hidden]   rows: q, k, v
@@ -76,9 +76,9 @@ Experts ExpertsAt(const JobSpec& spec, uint64_t step);
 //   router_cell.hidden_weight       [3 p, p]                             GRU cell for all layers,
 //   router_cell.input_bias          [3 p]                                used by each MoE layer;
 //   router_cell.hidden_bias         [3 p]                                they follow the embedding)
-//   layers.L.moe.base.gate_up       [2 * expert_width, hidden]  (MoE layer of Experts::kOne: neither
-//   layers.L.moe.base.down          [hidden, expert_width]       router nor experts, nor a router_cell)
-//   layers.L.moe.router_projection  [p, hidden]                         (recipe.router.state)
+//   layers.L.moe.base.gate_up       [2 * expert_width, hidden]  (MoE layer of Experts::kOne:
+//   layers.L.moe.base.down          [hidden, expert_width]      no router, expert or router_cell)
+//   layers.L.moe.router_projection  [p, hidden]                               (recipe.router.state)
 //   layers.L.moe.router             [pool + null, hidden], or [pool + null, p]      (MoE layer)
 //                                                       null: recipe.experts.null_experts
 //   layers.L.moe.router_bias        [pool]              not learnt    (recipe.router.balance.bias)
@@ -93,8 +93,8 @@ Experts ExpertsAt(const JobSpec& spec, uint64_t step);
 // Immutable; thread-safe.
 class ParameterCatalog {
  public:
-  // `spec` must be resolved and valid, with model.vocabulary set. InvalidArgument otherwise, or when
-  // an element count overflows int64.
+  // `spec` must be resolved and valid, with model.vocabulary set. InvalidArgument otherwise, or
+  // when an element count overflows int64.
   static absl::StatusOr<ParameterCatalog> Build(const JobSpec& spec,
                                                 Experts experts = Experts::kAll);
 
@@ -117,8 +117,8 @@ class ParameterCatalog {
   int PlaceInPool(int layer) const;
   // Null experts, from which a layer chooses, too; they have no parameters.
   int null_experts() const { return nulls_; }
-  // Experts that a token is expected to take of a layer with experts, where loads are balanced: null
-  // experts get their share of what is chosen. Where recipes take fewer at will: the most.
+  // Experts that a token is expected to take of a layer with experts, where loads are balanced:
+  // null experts get their share of what is chosen. Where recipes take fewer at will: the most.
   double expected_active(int layer) const {
     return static_cast<double>(active_) * pool_experts(layer) / (pool_experts(layer) + nulls_);
   }

@@ -31,10 +31,11 @@ class ObjectSource {
   // Takes pieces of a part: where each begins in it, in bytes, and its bytes. Pieces come in order,
   // one after another, and are whole elements.
   using Sink = std::function<void(uint64_t begin, std::span<const std::byte> bytes)>;
-  // Gives at least bytes [begin, end) of a part, and as little more as its checksums allow: those of
-  // a snapshot are of 1 MiB chunks, that of a shard on disk is of the whole. On OK all that the sink
-  // was given has matched its checksum; on an error it may not have. DataLoss names the object (and
-  // the file) of bytes that are missing or damaged; Unavailable: the system or the peer cannot read.
+  // Gives at least bytes [begin, end) of a part, and as little more as its checksums allow: those
+  // of a snapshot are of 1 MiB chunks, that of a shard on disk is of the whole. On OK all that the
+  // sink was given has matched its checksum; on an error it may not have. DataLoss names the object
+  // (and the file) of bytes that are missing or damaged; Unavailable: the system or the peer cannot
+  // read.
   virtual absl::Status Read(int part, uint64_t begin, uint64_t end, const Sink& sink) const = 0;
 };
 

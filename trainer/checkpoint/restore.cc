@@ -125,7 +125,9 @@ class Restore {
         summary_.bytes[source] += reads[i].end - reads[i].begin;
         continue;
       }
-      if (!absl::IsCancelled(results[i]) && usable_[source]) summary_.bad.push_back({reads[i].source, results[i]});
+      if (!absl::IsCancelled(results[i]) && usable_[source]) {
+        summary_.bad.push_back({reads[i].source, results[i]});
+      }
       usable_[source] = false;
       missing.insert(missing.end(), reads[i].targets.begin(), reads[i].targets.end());
     }

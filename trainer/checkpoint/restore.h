@@ -41,8 +41,8 @@ struct RestoreSummary {
 // destinations hold anything. A source that fails is used no more, and what it had is read from the
 // next that has it. The caller has checked that the sources fit the job.
 //
-// Errors: NotFound and FailedPrecondition as PlanParts, when no source failed. Otherwise there is no
-// other source for something: the error of the last of the sources that failed, which for a step
+// Errors: NotFound and FailedPrecondition as PlanParts, when no source failed. Otherwise there is
+// no other source for something: the error of the last of the sources that failed, which for a step
 // folder is DataLoss naming file and object.
 absl::StatusOr<RestoreSummary> RestoreObjects(std::span<const ObjectSource* const> sources,
                                               std::span<const RestoreTarget> targets, int threads);

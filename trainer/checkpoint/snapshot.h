@@ -29,9 +29,9 @@ struct SnapshotObject {
   int expert = -1;  // global id of an expert object, else -1
 };
 
-// Of the two buffers one holds the newest snapshot that every rank has copied. The other holds one only
-// while that is in flight or a reader still needs it; its memory stays, because to fault in new pages
-// takes longer than to copy. Thread-compatible.
+// Of the two buffers one holds the newest snapshot that every rank has copied. The other holds one
+// only while that is in flight or a reader still needs it; its memory stays, because to fault in
+// new pages takes longer than to copy. Thread-compatible.
 class SnapshotTaker {
  public:
   // `arena_path` as RankEntry gives it. Buffers that are there are taken to be free.
@@ -48,9 +48,9 @@ class SnapshotTaker {
   uint64_t skipped() const { return skipped_; }
 
   // Copies the objects on `threads` threads and finishes the arena; the report is to be sent to the
-  // coordinator; rank 0's has the state. Nothing when there is no buffer. ResourceExhausted when the arena's file system is
-  // full: training goes on without this snapshot. InvalidArgument: a box that does not fit its shape
-  // or source.
+  // coordinator; rank 0's has the state. Nothing when there is no buffer. ResourceExhausted when
+  // the arena's file system is full: training goes on without this snapshot. InvalidArgument: a box
+  // that does not fit its shape or source.
   absl::StatusOr<std::optional<SnapshotReport>> Take(const TrainingState& state,
                                                      std::span<const SnapshotObject> objects,
                                                      int threads);

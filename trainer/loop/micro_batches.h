@@ -13,7 +13,8 @@ namespace moesaic {
 
 // Micro-batch ids that the ranks of `rank`'s expert group run in `round`, by rank of the expert
 // communicator; -1: none.
-std::vector<int64_t> RoundIds(const Mesh& mesh, int rank, const MicroBatchPlan& plan, int64_t round);
+std::vector<int64_t> RoundIds(const Mesh& mesh, int rank, const MicroBatchPlan& plan,
+                              int64_t round);
 
 // Which micro-batch of a round it is.
 struct MicroBatchPlace {

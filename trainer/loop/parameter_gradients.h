@@ -1,5 +1,5 @@
-// ParameterGradients: the gradients of a catalogue's parameters, from the leaves that blocks report to
-// the sum at the parameter's owner. Adapts GradientReducer (parallel/data), which knows neither
+// ParameterGradients: the gradients of a catalogue's parameters, from the leaves that blocks report
+// to the sum at the parameter's owner. Adapts GradientReducer (parallel/data), which knows neither
 // blocks nor parameters.
 #pragma once
 

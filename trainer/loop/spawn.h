@@ -1,6 +1,6 @@
 // Spawn: from a model whose layers have one expert each to one that has all of them (EvoMoE, arXiv
-// 2112.14397). Every rank has the one expert, and what is left out of an expert made of it depends on
-// the seed and the expert alone: each rank makes the experts that it owns and asks nobody.
+// 2112.14397). Every rank has the one expert, and what is left out of an expert made of it depends
+// on the seed and the expert alone: each rank makes the experts that it owns and asks nobody.
 #pragma once
 
 #include <vector>

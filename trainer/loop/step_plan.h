@@ -1,5 +1,5 @@
-// StepPlan: what one step works on, as arithmetic on the data cursor. The global batch is a function
-// of the job, never of the ranks; micro-batches a rank follow.
+// StepPlan: what one step works on, as arithmetic on the data cursor. The global batch is a
+// function of the job, never of the ranks; micro-batches a rank follow.
 #pragma once
 
 #include <algorithm>

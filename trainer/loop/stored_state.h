@@ -15,8 +15,8 @@
 
 namespace moesaic {
 
-// What this rank contributes to a snapshot: masters and moments of the parameters that the trainer's
-// checkpoint_writers() give to `rank`. Views of the trainer's memory.
+// What this rank contributes to a snapshot: masters and moments of the parameters that the
+// trainer's checkpoint_writers() give to `rank`. Views of the trainer's memory.
 std::vector<SnapshotObject> ObjectsToWrite(Trainer& trainer, int rank);
 
 // Where a restore puts what this rank owns.
@@ -52,13 +52,13 @@ struct RestoredTraining {
 };
 
 // The same from wherever the coordinator says. Per object: this node's memory, another node's, the
-// step folder. FailedPrecondition, DataLoss and NotFound as above, for what is on disk; Unavailable:
-// a snapshot that this needs is lost, and the step is not on disk.
+// step folder. FailedPrecondition, DataLoss and NotFound as above, for what is on disk;
+// Unavailable: a snapshot that this needs is lost, and the step is not on disk.
 absl::StatusOr<RestoredTraining> RestoreTraining(const RestoreFrom& from, const JobSpec& spec,
                                                  const RestoreInto& into);
 
-// Masters only. For train.init_from, evaluation and generation. Errors as above, but a checkpoint of
-// parameters only will do.
+// Masters only. For train.init_from, evaluation and generation. Errors as above, but a checkpoint
+// of parameters only will do.
 absl::Status RestoreWeights(const std::string& folder, const RestoreInto& into);
 
 }  // namespace moesaic

@@ -87,8 +87,8 @@ class Trainer {
 
   // Random masters by the catalogue's rule, and the compute weights of everything held.
   virtual void InitialiseParameters() = 0;
-  // After a restore: the parameters that the job has at state().step(). FailedPrecondition: what was
-  // restored cannot become them. PublishWeights has to follow.
+  // After a restore: the parameters that the job has at state().step(). FailedPrecondition: what
+  // was restored cannot become them. PublishWeights has to follow.
   virtual absl::Status Settle() = 0;
   // Compute weights of everything held, from the owners' masters (collective). After a restore.
   virtual void PublishWeights() = 0;

@@ -25,7 +25,8 @@ struct StepRecord {
   std::optional<ValidationRouting> validation = {};  // of a step that ended with a validation
 };
 
-// Whether the loads of a step's experts are written: about a hundred times in a run, and at its end.
+// Whether the loads of a step's experts are written: about a hundred times in a run, and at its
+// end.
 bool LoadsAreDue(uint64_t step, uint64_t steps);
 
 // The line of a step, without the newline. A value that is not finite is written as null.

@@ -17,7 +17,7 @@ double MaxVio(std::span<const double> loads);
 struct LayerRoutingMetrics {
   int layer = 0;             // of the model
   double max_vio = 0;
-  double entropy = 0;        // of a token's probabilities over the experts, in nats; the tokens' mean
+  double entropy = 0;  // of a token's probabilities over the experts, in nats; the tokens' mean
   double active = 0;         // experts a token, before any drop; the tokens' mean
   int64_t most_active = 0;   // experts of the token with the most
   double dropped = 0;        // share of the pairs of tokens and experts that was beyond capacity

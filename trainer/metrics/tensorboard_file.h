@@ -1,5 +1,5 @@
-// TensorBoard event files (<run_dir>/tensorboard/events.out.tfevents.*), one a generation, written by
-// rank 0: records of TFRecord framing that hold TensorBoardEvent messages.
+// TensorBoard event files (<run_dir>/tensorboard/events.out.tfevents.*), one a generation, written
+// by rank 0: records of TFRecord framing that hold TensorBoardEvent messages.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,8 @@ class TensorBoardFile {
   struct Options {
     std::string run_dir;
     uint64_t generation = 0;
-    uint64_t first_step = 0;  // that will be appended: readers drop it and later ones of files before
+    // That will be appended: readers drop it and later ones of files before.
+    uint64_t first_step = 0;
     const Clock* clock = nullptr;  // must outlive the file
   };
   // Begins a new file, making the folder. Unavailable, naming the path.

@@ -1,5 +1,5 @@
-// AttentionBlock: x + output(attention(rope(qkv(norm(x))))), with model.qk_norm the queries and keys
-// of each head normed before the rotation.
+// AttentionBlock: x + output(attention(rope(qkv(norm(x))))), with model.qk_norm the queries and
+// keys of each head normed before the rotation.
 #pragma once
 
 #include <memory>

@@ -114,7 +114,8 @@ class Block {
   virtual std::vector<ParameterId> parameters() const = 0;
 
   virtual Bundle Forward(const Bundle& in, PassContext& context) = 0;
-  // d(scaled total loss)/d(out) -> d/d(in). Also leaves in `context.saved` what BackwardWeight needs.
+  // d(scaled total loss)/d(out) -> d/d(in). Also leaves in `context.saved` what BackwardWeight
+  // needs.
   virtual Bundle BackwardInput(const Bundle& grad_out, PassContext& context) = 0;
   // Reports a leaf for every parameter and use of the block that this rank computes; called once,
   // after BackwardInput.

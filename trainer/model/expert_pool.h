@@ -1,5 +1,5 @@
-// ExpertPool: the parameters of the experts that a layer chooses from, apart from the layers that use
-// them: its own, or those of a group of layers (ReXMoE).
+// ExpertPool: the parameters of the experts that a layer chooses from, apart from the layers that
+// use them: its own, or those of a group of layers (ReXMoE).
 #pragma once
 
 #include <vector>

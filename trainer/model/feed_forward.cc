@@ -97,7 +97,8 @@ Bundle MoeBlock::BackwardInput(const Bundle& grad_out, PassContext& context) {
   auto& saved = static_cast<MoeSaved&>(*context.saved);
   Bundle grad_in = moe_.BackwardInput(grad_out, context, saved.moe);
   const ProfiledScope scope(context.options->profile, Part::kNorm);
-  grad_in.hidden = norm_.BackwardInput(grad_in.hidden, grad_out.hidden, *context.weights, saved.norm);
+  grad_in.hidden =
+      norm_.BackwardInput(grad_in.hidden, grad_out.hidden, *context.weights, saved.norm);
   return grad_in;
 }
 

@@ -21,8 +21,8 @@ std::vector<int64_t> RoundIds(const MicroBatch& batch, int expert_size) {
   return batch.round_ids;
 }
 
-// Reproducible: a batch a segment that has rows. Fast: a batch an expert, with or without rows, whose
-// leaf bears the lowest micro-batch id of the round.
+// Reproducible: a batch a segment that has rows. Fast: a batch an expert, with or without rows,
+// whose leaf bears the lowest micro-batch id of the round.
 std::vector<ExpertBatch> BatchesOf(const DispatchPlan& plan, std::span<const int64_t> round_ids,
                                    bool reproducible) {
   std::vector<ExpertBatch> batches;

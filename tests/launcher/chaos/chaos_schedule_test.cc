@@ -68,8 +68,9 @@ TEST(ChaosScheduleTest, ProblemsNameTheirPlace) {
     const auto schedule = ParseChaosSchedule("c.yaml", text);
     return schedule.ok() ? "" : std::string(schedule.status().message());
   };
-  EXPECT_EQ(problem("job: a\nfault: []\n"),
-            "c.yaml:2:1: unknown key \"fault\"; there are faults, job, random, recover_within, seed");
+  EXPECT_EQ(
+      problem("job: a\nfault: []\n"),
+      "c.yaml:2:1: unknown key \"fault\"; there are faults, job, random, recover_within, seed");
   EXPECT_EQ(problem("job: a\njob: b\n"), "c.yaml:2:1: job is there twice");
   EXPECT_EQ(problem("job: a\n"), "c.yaml: there are neither faults nor random ones");
   EXPECT_NE(problem("job: a\nfaults: [{at: 3, target: rank, fault: kill}]\n").find("no moment"),

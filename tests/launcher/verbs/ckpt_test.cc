@@ -97,7 +97,8 @@ TEST_F(CkptVerbs, ImportMakesACheckpointThatShowDescribes) {
 }
 
 TEST_F(CkptVerbs, LsSaysWhatIsPinnedKeptAndQuarantined) {
-  ASSERT_EQ(RunMoesaic({"ckpt", "pin", path_ + "@100", "--note", "the good one"}).exit_code, kExitOk);
+  ASSERT_EQ(RunMoesaic({"ckpt", "pin", path_ + "@100", "--note", "the good one"}).exit_code,
+            kExitOk);
   ASSERT_TRUE(CommitTiny(&FileSystem::System(), root_.get(), 1, 300, 1).ok());
   ASSERT_TRUE(root_->Quarantine(300, "a test").ok());
   const Json json = RunMoesaic({"ckpt", "ls", path_, "-o", "json"}).json();
@@ -213,15 +214,17 @@ TEST_F(CkptVerbs, ExportIsTheInverseOfImport) {
 
 TEST_F(CkptVerbs, ExportAsAnArchitectureThatCannotSayTheModelGivesTheReason) {
   const std::string imported = path_ + "/imported";
-  ASSERT_EQ(RunMoesaic({"ckpt", "import", "--from", "tests/peers/golden/qwen3_moe", "--to", imported})
-                .exit_code,
-            kExitOk);
+  ASSERT_EQ(
+      RunMoesaic({"ckpt", "import", "--from", "tests/peers/golden/qwen3_moe", "--to", imported})
+          .exit_code,
+      kExitOk);
   const VerbOutcome refused =
       RunMoesaic({"ckpt", "export", imported, "--to", path_ + "/no", "--as", "mixtral"});
   EXPECT_EQ(refused.exit_code, kExitUsage);
   EXPECT_THAT(refused.err, HasSubstr("no counterpart in mixtral: model.moe.pattern"));
-  EXPECT_EQ(RunMoesaic({"ckpt", "export", imported, "--to", path_ + "/no", "--as", "gpt2"}).exit_code,
-            kExitUsage);
+  EXPECT_EQ(
+      RunMoesaic({"ckpt", "export", imported, "--to", path_ + "/no", "--as", "gpt2"}).exit_code,
+      kExitUsage);
   const VerbOutcome exported = RunMoesaic(
       {"ckpt", "export", imported, "--to", path_ + "/hf", "--as", "qwen3_moe", "-o", "json"});
   EXPECT_EQ(exported.json()["architecture"], "qwen3_moe") << exported.err;
@@ -300,8 +303,9 @@ TEST_F(CkptVerbs, ReshardPlanPlacesExpertsByTheRecordedLoad) {
   EXPECT_EQ(experts(), (std::vector<int>{2, 1}));  // by number: nothing is recorded yet
   ASSERT_TRUE(CommitTinyWithLoad(&FileSystem::System(), root_.get(), 2, 300, 1, {10, 1, 1}).ok());
   EXPECT_EQ(experts(), (std::vector<int>{1, 2}));  // the busy one alone
-  EXPECT_THAT(RunMoesaic({"ckpt", "reshard-plan", path_, "--ranks", "2"}).out,
-              HasSubstr("experts placed by recorded load: the busiest rank takes 1.67 of the mean"));
+  EXPECT_THAT(
+      RunMoesaic({"ckpt", "reshard-plan", path_, "--ranks", "2"}).out,
+      HasSubstr("experts placed by recorded load: the busiest rank takes 1.67 of the mean"));
 }
 
 TEST_F(CkptVerbs, EveryVerbHasAnExample) {

@@ -1,5 +1,5 @@
-// The verbs that talk to a coordinator, run in process against a real one on loopback whose agent is
-// played by the test.
+// The verbs that talk to a coordinator, run in process against a real one on loopback whose agent
+// is played by the test.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
@@ -193,7 +193,8 @@ TEST_F(ClusterVerbsTest, LogsShowARankOrSeveral) {
   Log("a", "rank-1.log", "one\n");
   Log("a", "mpirun.log", "mpi\n");
   EXPECT_EQ(Moesaic({"logs", "a"}).out, "zero\nten\n");
-  EXPECT_EQ(Moesaic({"logs", "a", "--rank", "0-1", "--grep", "^(one|zero)$"}).out, "0| zero\n1| one\n");
+  EXPECT_EQ(Moesaic({"logs", "a", "--rank", "0-1", "--grep", "^(one|zero)$"}).out,
+            "0| zero\n1| one\n");
   EXPECT_EQ(Moesaic({"logs", "a", "--mpirun"}).out, "mpi\n");
   EXPECT_EQ(Moesaic({"logs", "a", "--rank", "7"}).exit_code, kExitNotFound);
   EXPECT_EQ(Moesaic({"logs", "a", "--gen", "9"}).exit_code, kExitNotFound);
@@ -266,8 +267,9 @@ TEST_F(ClusterVerbsTest, SubmitPrintsTheIdAndSendsAbsolutePaths) {
                          "data: {train: [{path: "
                       << dir_ + "/corpus" << "}]}\n"
                       << "train: {steps: 10, global_batch: 2, micro_batch: 1}\n";
-  EXPECT_EQ(RunMoesaic({"submit", "-f", file, "--dry-run", "--coordinator", "127.0.0.1:1"}).exit_code,
-            kExitOk);
+  EXPECT_EQ(
+      RunMoesaic({"submit", "-f", file, "--dry-run", "--coordinator", "127.0.0.1:1"}).exit_code,
+      kExitOk);
   const VerbOutcome result = Moesaic({"submit", "-f", file, "--id", "tiny-2"});
   EXPECT_EQ(result.exit_code, kExitOk) << result.err;
   EXPECT_EQ(result.out, "tiny-2\n");

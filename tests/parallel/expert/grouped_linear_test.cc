@@ -118,7 +118,8 @@ TEST(GroupedLinear, RowsOfNoGroupAreLeftAlone) {
   EXPECT_FALSE(at::equal(y.narrow(0, 4, 2), at::full({2, 4}, 3.0f)));
 }
 
-// Reproducible mode rests on it: alone, or among others, elsewhere in the batch, the bits are equal.
+// Reproducible mode rests on it: alone, or among others, elsewhere in the batch, the bits are
+// equal.
 TEST(GroupedLinear, BitsOfAGroupDependOnItsOperandsOnly) {
   for (const Case& c : Cases()) {
     Problem p = MakeProblem(c);
@@ -159,8 +160,10 @@ TEST(MklGemm, AgreesWithGemm) {
   auto data = [](const at::Tensor& t) { return static_cast<Bf16*>(t.data_ptr()); };
   const at::Tensor want = at::mm(a.to(at::kDouble), b.to(at::kDouble));
   for (bool transposed : {false, true}) {
-    const MatrixRef<Bf16> ra = transposed ? MatrixRef<Bf16>{data(a_t), 1, m} : MatrixRef<Bf16>{data(a), k, 1};
-    const MatrixRef<Bf16> rb = transposed ? MatrixRef<Bf16>{data(b_t), 1, k} : MatrixRef<Bf16>{data(b), n, 1};
+    const MatrixRef<Bf16> ra =
+        transposed ? MatrixRef<Bf16>{data(a_t), 1, m} : MatrixRef<Bf16>{data(a), k, 1};
+    const MatrixRef<Bf16> rb =
+        transposed ? MatrixRef<Bf16>{data(b_t), 1, k} : MatrixRef<Bf16>{data(b), n, 1};
     at::Tensor c = at::ones({m, n}), narrow = at::empty({m, n}, at::kBFloat16);
     MklGemm({m, n, k}, ra, rb, GemmResult<float>{c.data_ptr<float>(), n, true});
     ExpectClose(c, want + 1, 2e-6);

@@ -79,8 +79,10 @@ void ExpectExact(const GemmKernelTable& table, const GemmShape& s, bool a_transp
                                   << b_transposed << " bytes " << sizeof(T));
   std::mt19937 random(1);
   const std::vector<T> a = Random<T>(s.m * s.k, random), b = Random<T>(s.k * s.n, random);
-  const MatrixRef<T> ra = a_transposed ? MatrixRef<T>{a.data(), 1, s.m} : MatrixRef<T>{a.data(), s.k, 1};
-  const MatrixRef<T> rb = b_transposed ? MatrixRef<T>{b.data(), 1, s.k} : MatrixRef<T>{b.data(), s.n, 1};
+  const MatrixRef<T> ra =
+      a_transposed ? MatrixRef<T>{a.data(), 1, s.m} : MatrixRef<T>{a.data(), s.k, 1};
+  const MatrixRef<T> rb =
+      b_transposed ? MatrixRef<T>{b.data(), 1, s.k} : MatrixRef<T>{b.data(), s.n, 1};
   const int64_t stride = s.n + 3;
   std::vector<float> c(s.m * stride, 0.5f);
   const GemmKernels<T>& kernels = KernelsOf<T>(table);
@@ -104,9 +106,10 @@ void ExpectExact(const GemmKernelTable& table, const GemmShape& s, bool a_transp
 TEST(Gemm, EveryLevelIsExactOnEveryLayoutAndTail) {
   for (const Level& level : Levels()) {
     SCOPED_TRACE(CpuLevelName(level.needs));
-    for (GemmShape s : {GemmShape{1, 1, 1}, {2, 3, 4}, {13, 17, 5}, {14, 32, 16}, {15, 33, 17},
-                        {29, 48, 31}, {30, 49, 33}, {43, 100, 64}, {5, 31, 0}, {70, 16, 75}, {31, 33, 1100},
-                        {230, 20, 515}}) {
+    for (GemmShape s : std::vector<GemmShape>{{1, 1, 1}, {2, 3, 4}, {13, 17, 5}, {14, 32, 16},
+                                              {15, 33, 17}, {29, 48, 31}, {30, 49, 33},
+                                              {43, 100, 64}, {5, 31, 0}, {70, 16, 75},
+                                              {31, 33, 1100}, {230, 20, 515}}) {
       for (int layout = 0; layout < 4; ++layout) {
         ExpectExact<float>(*level.table, s, layout & 1, layout & 2);
         ExpectExact<Bf16>(*level.table, s, layout & 1, layout & 2);
@@ -144,7 +147,8 @@ void ExpectPartsOfPackedB() {
     std::vector<float> got(shape.m * shape.n), want(shape.m * shape.n);
     const MatrixRef<T> part{a.data() + k_begin, k + 1, 1};
     GemmPacked<T, float>(shape, part, packed, {got.data(), shape.n, false});
-    Gemm(shape, part, {b.data() + k_begin * n + n_begin, n, 1}, GemmResult<float>{want.data(), shape.n});
+    Gemm(shape, part, {b.data() + k_begin * n + n_begin, n, 1},
+         GemmResult<float>{want.data(), shape.n});
     EXPECT_EQ(got, want) << k_begin << " " << n_begin;
   }
 }

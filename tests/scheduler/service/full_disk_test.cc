@@ -1,5 +1,5 @@
-// Saves over the real core and a disk that has no room, or an agent that is slow: they are given up,
-// and training goes on.
+// Saves over the real core and a disk that has no room, or an agent that is slow: they are given
+// up, and training goes on.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 

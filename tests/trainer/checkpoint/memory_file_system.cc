@@ -282,7 +282,9 @@ std::string SomeOf(const Node& file, std::mt19937* random) {
   if (file.content == file.durable_content) return file.content;
   const size_t kept = file.durable_content.size();
   std::string some = file.content.substr(0, kept + (*random)() % (file.content.size() - kept + 1));
-  if ((*random)() % 2 == 0) std::fill(some.begin() + static_cast<ptrdiff_t>(kept), some.end(), '\0');
+  if ((*random)() % 2 == 0) {
+    std::fill(some.begin() + static_cast<ptrdiff_t>(kept), some.end(), '\0');
+  }
   return some;
 }
 

@@ -1,10 +1,10 @@
 // MemoryFileSystem: a file system in memory that can lose power. It knows what is on stable storage
-// and what is only in the cache, and counts the calls that change something, so that a test can fail
-// or cut any one of them.
+// and what is only in the cache, and counts the calls that change something, so that a test can
+// fail or cut any one of them.
 //
-// The model is that of a journaling file system: content is stable as of WritableFile::Sync; a change
-// of names (make, create, rename, link, remove) is one record, made stable whole by the Sync of a
-// folder that it touches, with the earlier records that it builds on.
+// The model is that of a journaling file system: content is stable as of WritableFile::Sync; a
+// change of names (make, create, rename, link, remove) is one record, made stable whole by the Sync
+// of a folder that it touches, with the earlier records that it builds on.
 #pragma once
 
 #include <cstdint>
@@ -43,8 +43,8 @@ class MemoryFileSystem : public FileSystem {
   // Calls of this process so far that change something (make, create, write, sync, rename, link,
   // remove).
   int64_t calls() const;
-  // From call number `call` (0-based) on, every changing call does nothing and fails; the first, when
-  // it is a write, has written half of its bytes.
+  // From call number `call` (0-based) on, every changing call does nothing and fails; the first,
+  // when it is a write, has written half of its bytes.
   void StopAt(int64_t call);
   // Only call number `call` fails, with `status`; a write has then written half of its bytes.
   void FailAt(int64_t call, absl::Status status);

@@ -1,5 +1,5 @@
-// C1, C2, C8: a save is stopped before each of its calls of the operating system, by a power cut, by
-// the death of one process, or by an error of the disk.
+// C1, C2, C8: a save is stopped before each of its calls of the operating system, by a power cut,
+// by the death of one process, or by an error of the disk.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 

@@ -54,7 +54,9 @@ TEST(RetentionTest, TheRulesAreUnited) {
 
 TEST(RetentionTest, EveryTakesTheFirstAtOrAfterAMultiple) {
   std::vector<StepFacts> steps;
-  for (uint64_t step : {90, 240, 260, 280, 510, 760, 770, 990}) steps.push_back({step, false, false, {}});
+  for (uint64_t step : {90, 240, 260, 280, 510, 760, 770, 990}) {
+    steps.push_back({step, false, false, {}});
+  }
   EXPECT_THAT(KeptSteps(Keep(1, 250, 0), steps), ElementsAre(260, 510, 760, 990));
 }
 
@@ -83,7 +85,8 @@ TEST(RetentionTest, WithinKeepsWhatIsYoungBesideTheOtherRules) {
 }
 
 TEST(RetentionTest, ADamagedStepNeitherCountsNorGoes) {
-  const std::vector<StepFacts> steps = {{1, false, false, {}}, {2, false, false, {}}, {3, false, true, 0.1}};
+  const std::vector<StepFacts> steps = {
+      {1, false, false, {}}, {2, false, false, {}}, {3, false, true, 0.1}};
   EXPECT_THAT(KeptSteps(Keep(1, 0, 1), steps), ElementsAre(2, 3));
 }
 
@@ -141,8 +144,8 @@ TEST(RetentionTest, C9_HoldsInRandomHistories) {
       if (sound != all.rend()) {
         ASSERT_TRUE(std::ranges::count(kept, sound->step, &StepFacts::step)) << "seed " << seed;
       }
-      // Removing as one goes is the same as removing once at the end: no rule wants back what it let
-      // go.
+      // Removing as one goes is the same as removing once at the end: no rule wants back what it
+      // let go.
       std::vector<uint64_t> as_one_goes;
       for (const StepFacts& s : kept) as_one_goes.push_back(s.step);
       ASSERT_EQ(as_one_goes, KeptSteps(keep, all, At(hour))) << "seed " << seed;

@@ -167,8 +167,8 @@ TEST_F(UpcycleTest, AddsFeedForwardsAndRoutersAlone) {
 }
 
 // Expert copy * g + s has the hidden units [s * w, (s + 1) * w) of the dense layer.
-void ExpectPieces(const std::vector<float>& gate_up, const std::vector<float>& down, uint64_t hidden,
-                  uint64_t width, uint64_t piece_width, uint64_t first,
+void ExpectPieces(const std::vector<float>& gate_up, const std::vector<float>& down,
+                  uint64_t hidden, uint64_t width, uint64_t piece_width, uint64_t first,
                   const std::vector<float>& dense_gate_up, const std::vector<float>& dense_down) {
   int wrong = 0;
   for (uint64_t unit = 0; unit < piece_width; ++unit) {

@@ -220,21 +220,27 @@ INSTANTIATE_TEST_SUITE_P(
                   m->mutable_objects(0)->set_shape(1, 1ull << 62);
                 },
                 "is not valid"},
-        Forgery{"Begin",
-                [](Manifest* m) { m->mutable_objects(0)->mutable_shards(0)->set_begin(UINT64_MAX); },
-                "are outside file"},
-        Forgery{"File", [](Manifest* m) { m->mutable_objects(0)->mutable_shards(0)->set_file(999); },
+        Forgery{
+            "Begin",
+            [](Manifest* m) { m->mutable_objects(0)->mutable_shards(0)->set_begin(UINT64_MAX); },
+            "are outside file"},
+        Forgery{"File",
+                [](Manifest* m) { m->mutable_objects(0)->mutable_shards(0)->set_file(999); },
                 "file number 999"},
-        Forgery{"Bytes", [](Manifest* m) { m->mutable_objects(0)->mutable_shards(0)->set_bytes(1); },
+        Forgery{"Bytes",
+                [](Manifest* m) { m->mutable_objects(0)->mutable_shards(0)->set_bytes(1); },
                 "cannot have 1 bytes"},
         Forgery{"Box",
                 [](Manifest* m) {
-                  m->mutable_objects(0)->mutable_shards(0)->mutable_box()->set_offset(0, UINT64_MAX);
+                  Box* box = m->mutable_objects(0)->mutable_shards(0)->mutable_box();
+                  box->set_offset(0, UINT64_MAX);
                 },
                 "outside the tensor's shape"},
-        Forgery{"Hash", [](Manifest* m) { m->mutable_objects(0)->mutable_shards(0)->set_xxh3("x"); },
+        Forgery{"Hash",
+                [](Manifest* m) { m->mutable_objects(0)->mutable_shards(0)->set_xxh3("x"); },
                 "no checksum"},
-        Forgery{"Moved", [](Manifest* m) { m->mutable_objects(0)->mutable_shards(0)->set_begin(0); },
+        Forgery{"Moved",
+                [](Manifest* m) { m->mutable_objects(0)->mutable_shards(0)->set_begin(0); },
                 "does not hold master/embedding"},
         Forgery{"Step", [](Manifest* m) { m->mutable_state()->set_step(8); },
                 "the folder is named after step 9"},

@@ -17,7 +17,9 @@ TEST(TokenSampler, TopPKeepsTheNucleusOnly) {
   const std::vector<float> logits = {std::log(0.1f), std::log(0.6f), std::log(0.3f)};
   TokenSampler sampler({.temperature = 1, .top_p = 0.8, .seed = 5});
   std::vector<int> counts(3);
-  for (uint64_t position = 0; position < 3000; ++position) ++counts[sampler.Sample(logits, position)];
+  for (uint64_t position = 0; position < 3000; ++position) {
+    ++counts[sampler.Sample(logits, position)];
+  }
   EXPECT_EQ(counts[0], 0);
   EXPECT_NEAR(counts[1] / 3000.0, 2.0 / 3, 0.04);
 }

@@ -39,7 +39,9 @@ Totals Compute(int ranks) {
     for (int id = 0; id < kParameters; ++id) {
       if (id % ranks == data.rank()) sums.SetSquaredNorm(id, 0.1 * (id + 1));
     }
-    if (data.rank() == 0) sums.SetControl({.stop = false, .snapshot = true, .hold_snapshots = false});
+    if (data.rank() == 0) {
+      sums.SetControl({.stop = false, .snapshot = true, .hold_snapshots = false});
+    }
     sums.Reduce(data);
     EXPECT_TRUE(sums.control().snapshot);
     EXPECT_FALSE(sums.control().stop);

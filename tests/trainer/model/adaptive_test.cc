@@ -59,7 +59,7 @@ void ExpectGradientOfDefinition(const Router& router, at::Tensor logits) {
   }
 }
 
-// --- AdaMoE ----------------------------------------------------------------------------------------
+// --- AdaMoE --------------------------------------------------------------------------------------
 
 TEST(AdaMoe, ADA1_WithoutNullExpertsItIsRenormalisedTopK) {
   const JobSpec ours = SmallJob("recipe { preset: 'adamoe' experts { null_experts: 0 } }");
@@ -229,7 +229,7 @@ TEST(AdaMoe, ACapacityIsOfAllThatCanBeChosen) {
   EXPECT_EQ(Pairs(routing.expert), 160 - routing.nulls - routing.dropped);
 }
 
-// --- top-p -----------------------------------------------------------------------------------------
+// --- top-p ---------------------------------------------------------------------------------------
 
 at::Tensor Softmax(const at::Tensor& logits) { return at::softmax(logits, 1); }
 
@@ -330,7 +330,7 @@ TEST(TopP, TOPP8_WeightsAreTheProbabilitiesAndTheGradientIsThatOfTheDefinition) 
   ExpectGradientOfDefinition(router, logits);
 }
 
-// --- what metrics are told -------------------------------------------------------------------------
+// --- what metrics are told -----------------------------------------------------------------------
 
 TEST(Observe, AddsUpWhatTokensDid) {
   const Router router = AdaMoe(5, 4, 3);

@@ -7,11 +7,14 @@
 namespace moesaic {
 namespace {
 
-std::vector<std::string> MixtralFeedForward(const std::string& layer, const ParameterSpec& parameter) {
+std::vector<std::string> MixtralFeedForward(const std::string& layer,
+                                            const ParameterSpec& parameter) {
   if (absl::EndsWith(parameter.name, "moe.router")) return {layer + "block_sparse_moe.gate.weight"};
   const std::string expert =
       absl::StrCat(layer, "block_sparse_moe.experts.", parameter.expert, ".");
-  if (absl::EndsWith(parameter.name, "gate_up")) return {expert + "w1.weight", expert + "w3.weight"};
+  if (absl::EndsWith(parameter.name, "gate_up")) {
+    return {expert + "w1.weight", expert + "w3.weight"};
+  }
   return {expert + "w2.weight"};
 }
 
@@ -71,7 +74,8 @@ const std::map<std::string, const char*>& ModelsByArchitecture() {
 JobSpec GoldenJob(const std::string& architecture) {
   JobSpec spec = SmallJob(absl::StrCat(
       "model { hidden: 32 heads: 4 kv_heads: 2 sequence: 16 vocabulary: 64 } "
-      "recipe { router { balance { coefficient: 0 } } } train { optimizer { adamw { lr: 3e-3 } } } ",
+      "recipe { router { balance { coefficient: 0 } } } "
+      "train { optimizer { adamw { lr: 3e-3 } } } ",
       ModelsByArchitecture().at(architecture)));
   if (architecture == "llama") spec.mutable_model()->clear_moe();
   if (architecture == "mixtral") spec.mutable_model()->clear_dense_width();

@@ -140,8 +140,8 @@ class Reference {
     return y;
   }
 
-  // 1 for what can be chosen. (Which experts those are is the production code's; what follows from it
-  // is not.)
+  // 1 for what can be chosen. (Which experts those are is the production code's; what follows from
+  // it is not.)
   at::Tensor CandidatesOf(int layer) const {
     const SelectSpec& select = spec_.recipe().router().select();
     const int64_t pool = catalog_.pool_experts(layer);
@@ -222,8 +222,8 @@ class Reference {
     }
   }
 
-  // beta * U * sum_e f_e P_e over the tokens of all layers of a pool of U experts, once its last layer is
-  // there.
+  // beta * U * sum_e f_e P_e over the tokens of all layers of a pool of U experts, once its last
+  // layer is there.
   void AddPoolAux(const at::Tensor& s, const at::Tensor& mask, int layer) {
     const double beta = spec_.recipe().router().balance().pool_coefficient();
     if (beta == 0) return;
@@ -242,7 +242,8 @@ class Reference {
                        const std::string& prefix) const {
     const RouterSpec& router = spec_.recipe().router();
     const BalanceSpec& rule = router.balance();
-    const double experts = candidates_.sum().item<double>(), tokens = static_cast<double>(p.size(0));
+    const double experts = candidates_.sum().item<double>(),
+                 tokens = static_cast<double>(p.size(0));
     at::Tensor counts = mask.sum(0);
     const ParameterId load = catalog_.Find(prefix + "router_load");
     if (load != kNoParameter) counts = weights_[load].detach();

@@ -117,27 +117,33 @@ INSTANTIATE_TEST_SUITE_P(
              "recipe { preset: 'rexmoe' experts { reuse: 2 } }"},
         Case{"ReXMoeAllExperts",
              "model { layers: 5 moe { pattern { every: 1 first: 0 } } } "
-             "recipe { preset: 'rexmoe' experts { reuse: 3 } }", false, 10},
+             "recipe { preset: 'rexmoe' experts { reuse: 3 } }",
+             false, 10},
         Case{"ReXMoeSomeExperts",
              "model { layers: 4 moe { pattern { every: 1 first: 0 } } } train { steps: 1000 } "
              "recipe { preset: 'rexmoe' experts { reuse: 2 } router { balance { coefficient: 0.4 } "
-             "select { candidates { mode: RANDOM_ALL } } } }", false, 400},
+             "select { candidates { mode: RANDOM_ALL } } } }",
+             false, 400},
         Case{"ReXMoePoolBalance",
              "model { layers: 5 moe { pattern { every: 1 first: 0 } } } train { steps: 1000 } "
              "recipe { preset: 'rexmoe' experts { reuse: 2 } router { balance { coefficient: 0.2 "
-             "pool_coefficient: 0.6 scope: SEQUENCE } select { candidates { mode: LOCAL_FIRST } } } }",
+             "pool_coefficient: 0.6 scope: SEQUENCE } "
+             "select { candidates { mode: LOCAL_FIRST } } } }",
              false, 400},
-        Case{"ReXMoePoolBalanceOfSigmoids",
-             "model { layers: 3 moe { pattern { every: 1 first: 0 } } } "
-             "recipe { preset: 'deepseek_v3' experts { reuse: 3 } router { balance { coefficient: 0 "
-             "pool_coefficient: 0.6 } } }"},
+        Case{
+            "ReXMoePoolBalanceOfSigmoids",
+            "model { layers: 3 moe { pattern { every: 1 first: 0 } } } "
+            "recipe { preset: 'deepseek_v3' experts { reuse: 3 } router { balance { coefficient: 0 "
+            "pool_coefficient: 0.6 } } }"},
         Case{"ReXMoeWithABias",
              "model { layers: 4 moe { pattern { every: 1 first: 0 } } } train { steps: 1000 } "
              "recipe { preset: 'deepseek_v3' experts { reuse: 2 } "
-             "router { select { candidates { mode: LOCAL_FIRST } } } }", false, 400},
+             "router { select { candidates { mode: LOCAL_FIRST } } } }",
+             false, 400},
         Case{"ReXMoeWithARecurrentRouter",
              "model { layers: 4 moe { pattern { every: 1 first: 0 } } } "
-             "recipe { preset: 'rexmoe' experts { reuse: 2 } router { state { width: 6 } } }", false, 9},
+             "recipe { preset: 'rexmoe' experts { reuse: 2 } router { state { width: 6 } } }",
+             false, 9},
         Case{"AdaMoe",
              "model { layers: 3 moe { active: 3 pattern { every: 1 first: 0 } } } "
              "recipe { preset: 'adamoe' experts { null_experts: 6 } "
@@ -152,9 +158,9 @@ INSTANTIATE_TEST_SUITE_P(
              "recipe { preset: 'top_p' router { select { top_p: 0.6 } "
              "balance { coefficient: 0.4 entropy: 0.3 } } }"},
         Case{"EntropyOfSigmoids",
-             "recipe { preset: 'deepseek_v3' router { balance { coefficient: 0.2 entropy: 0.3 } } }"},
-        Case{"GlobalBalance",
-             "recipe { router { balance { coefficient: 0.4 scope: GLOBAL } } }"}),
+             "recipe { preset: 'deepseek_v3' "
+             "router { balance { coefficient: 0.2 entropy: 0.3 } } }"},
+        Case{"GlobalBalance", "recipe { router { balance { coefficient: 0.4 scope: GLOBAL } } }"}),
     [](const auto& c) { return c.param.name; });
 
 TEST(Transformer, DenseOnly) {

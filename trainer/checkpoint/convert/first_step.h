@@ -32,7 +32,8 @@ struct FirstStep {
   ByteProgress progress;
 };
 
-// AlreadyExists: `to` has steps. After any error nothing is committed. Errors of sources pass through.
+// AlreadyExists: `to` has steps. After any error nothing is committed. Errors of sources pass
+// through.
 absl::StatusOr<CommittedStep> CommitFirstStep(FileSystem* files, FirstStep step);
 
 }  // namespace moesaic

@@ -353,7 +353,8 @@ absl::Status CheckpointRoot::Remove(uint64_t step, bool force) {
   absl::StatusOr<std::vector<uint64_t>> steps = Steps();
   if (!steps.ok()) return steps.status();
   if (!std::ranges::binary_search(*steps, step)) {
-    return absl::NotFoundError(absl::StrCat("there is no checkpoint of step ", step, " in ", path()));
+    return absl::NotFoundError(
+        absl::StrCat("there is no checkpoint of step ", step, " in ", path()));
   }
   if (force) {
     if (absl::Status unpinned = Unpin(step); !unpinned.ok()) return unpinned;

@@ -2,9 +2,9 @@
 //
 //   BeginStaging -> agents write shard files (shard_files.h) -> Commit, or Abort
 //
-// The commit point is the durable rename of the staging folder to its step folder: before it nothing
-// of the step can be seen, after it the step is complete. Staging names are never used twice, so a
-// late writer of an older attempt cannot touch a newer one.
+// The commit point is the durable rename of the staging folder to its step folder: before it
+// nothing of the step can be seen, after it the step is complete. Staging names are never used
+// twice, so a late writer of an older attempt cannot touch a newer one.
 #pragma once
 
 #include <cstdint>
@@ -59,9 +59,8 @@ class CheckpointRoot {
  public:
   // Makes the folder where it is missing. Agents open the staging paths below `path`, so it must be
   // absolute when they run in other processes. `files` and `clock` must outlive the root.
-  static absl::StatusOr<std::unique_ptr<CheckpointRoot>> Open(FileSystem* files,
-                                                              const std::string& path,
-                                                              const Clock* clock = &Clock::System());
+  static absl::StatusOr<std::unique_ptr<CheckpointRoot>> Open(
+      FileSystem* files, const std::string& path, const Clock* clock = &Clock::System());
 
   const std::string& path() const { return root_->path(); }
   std::string StepPath(uint64_t step) const;
@@ -80,25 +79,27 @@ class CheckpointRoot {
   // FailedPrecondition: reports that are missing, failed, stale or disagree; objects that are
   // missing or not tiled exactly once (coverage.h). DataLoss: files that are not as reported.
   // AlreadyExists: the step is there from another trajectory (SetAsideAfter was not called at the
-  // resume). Whatever the error, nothing is committed and the caller should Abort; Unavailable alone
-  // may mean that the step is there but not known to be durable.
+  // resume). Whatever the error, nothing is committed and the caller should Abort; Unavailable
+  // alone may mean that the step is there but not known to be durable.
   absl::StatusOr<CommittedStep> Commit(const CommitRequest& request);
 
   // Removes a staging folder. Idempotent.
   absl::Status Abort(const std::string& staging);
 
-  // Removes the steps that `keep` does not want and that are not pinned (retention.h). Each is moved
-  // to .trash before anything in it is unlinked. The newest step that verifies always stays. Returns
-  // the steps that went. Unavailable, and nothing goes, when a step that must be looked at cannot be
-  // read.
+  // Removes the steps that `keep` does not want and that are not pinned (retention.h). Each is
+  // moved to .trash before anything in it is unlinked. The newest step that verifies always stays.
+  // Returns the steps that went. Unavailable, and nothing goes, when a step that must be looked at
+  // cannot be read.
   absl::StatusOr<std::vector<uint64_t>> Retain(const KeepSpec& keep);
 
-  // Removes one step. FailedPrecondition when it is pinned or the only one, unless `force`; NotFound
-  // when it is not there.
+  // Removes one step. FailedPrecondition when it is pinned or the only one, unless `force`;
+  // NotFound when it is not there.
   absl::Status Remove(uint64_t step, bool force);
 
   // pins.h.
-  absl::Status Pin(uint64_t step, absl::string_view note) { return PinStep(root_.get(), step, note); }
+  absl::Status Pin(uint64_t step, absl::string_view note) {
+    return PinStep(root_.get(), step, note);
+  }
   absl::Status Unpin(uint64_t step) { return UnpinStep(root_.get(), step); }
   absl::StatusOr<std::map<uint64_t, std::string>> Pins() const { return ListPins(*root_); }
 
@@ -119,8 +120,8 @@ class CheckpointRoot {
   absl::StatusOr<std::vector<QuarantinedStep>> Quarantined() const {
     return ListQuarantined(*root_);
   }
-  // Quarantines every step after `step` (nothing: every step): for a resume from an older step, or a
-  // new start, whose trajectory must not meet the abandoned one.
+  // Quarantines every step after `step` (nothing: every step): for a resume from an older step, or
+  // a new start, whose trajectory must not meet the abandoned one.
   absl::Status SetAsideAfter(std::optional<uint64_t> step);
 
  private:

@@ -26,7 +26,8 @@ bool Covers(const Box& box, const Box& region) {
   return true;
 }
 
-// Cuts a region at the edges of the boxes that meet it, until each part is covered by all its boxes.
+// Cuts a region at the edges of the boxes that meet it, until each part is covered by all its
+// boxes.
 class TilingProof {
  public:
   absl::Status Prove(const Box& region, const std::vector<const Box*>& boxes) {

@@ -37,8 +37,8 @@ absl::Status ProveCoverage(std::span<const ExpectedObject> expected,
                            const google::protobuf::RepeatedPtrField<StoredObject>& objects);
 
 // OK when the boxes, which must be valid in `shape`, tile it exactly once; otherwise
-// FailedPrecondition with a box that none or several of them cover. ResourceExhausted when the boxes
-// cut each other into so many parts that the proof would take too long.
+// FailedPrecondition with a box that none or several of them cover. ResourceExhausted when the
+// boxes cut each other into so many parts that the proof would take too long.
 absl::Status ProveTiling(Shape shape, std::vector<const Box*> boxes);
 
 }  // namespace moesaic

@@ -1,5 +1,5 @@
-// DurableFileWriter: a file that is either absent or whole. It is written as "<name>.tmp", checksummed
-// on the way, fsynced, and then renamed.
+// DurableFileWriter: a file that is either absent or whole. It is written as "<name>.tmp",
+// checksummed on the way, fsynced, and then renamed.
 #pragma once
 
 #include <cstddef>

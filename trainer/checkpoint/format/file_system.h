@@ -98,8 +98,9 @@ absl::Status ValidateName(absl::string_view name);
 // Makes the folder where it is missing, and opens it.
 absl::StatusOr<std::unique_ptr<Folder>> OpenOrMakeFolder(Folder* parent, const std::string& name);
 
-// The folder at `path`, which starts with `root.path()`, opened name by name below `root`: no part of it
-// may be a symbolic link. InvalidArgument when it does not start so or has a part such as "..".
+// The folder at `path`, which starts with `root.path()`, opened name by name below `root`: no part
+// of it may be a symbolic link. InvalidArgument when it does not start so or has a part such as
+// "..".
 absl::StatusOr<std::unique_ptr<Folder>> OpenBelow(const Folder& root, absl::string_view path);
 
 // Removes a folder and all in it. A name that is not there is no error.

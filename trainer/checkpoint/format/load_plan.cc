@@ -171,7 +171,8 @@ absl::StatusOr<LoadPlan> PlanLoad(const Manifest& manifest, std::span<const Load
     plan.reads.push_back(std::move(shard));
   }
   std::ranges::sort(plan.reads, [](const ShardRead& a, const ShardRead& b) {
-    return std::tuple(a.shard.file(), a.shard.begin()) < std::tuple(b.shard.file(), b.shard.begin());
+    return std::tuple(a.shard.file(), a.shard.begin()) <
+           std::tuple(b.shard.file(), b.shard.begin());
   });
   return plan;
 }
@@ -192,8 +193,8 @@ absl::Status CheckResumable(const Manifest& manifest, const JobSpec& spec,
   }
   absl::Status covered = ProveCoverage(ExpectedObjects(catalog, spec, false), manifest.objects());
   if (!covered.ok()) {
-    return absl::FailedPreconditionError(absl::StrCat("the job cannot resume from step ", step, ": ",
-                                                      covered.message()));
+    return absl::FailedPreconditionError(
+        absl::StrCat("the job cannot resume from step ", step, ": ", covered.message()));
   }
   return absl::OkStatus();
 }

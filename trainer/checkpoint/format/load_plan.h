@@ -43,8 +43,8 @@ struct PartRead {
 
 // For each target the parts that make it up: of the first source, where that has them, else of the
 // next. The sources hold one state (the same step of the same job), so that a target may be put
-// together from several. Reads come by source and part. NotFound names an object that no source has;
-// FailedPrecondition a target outside its object, or one that the sources do not cover.
+// together from several. Reads come by source and part. NotFound names an object that no source
+// has; FailedPrecondition a target outside its object, or one that the sources do not cover.
 absl::StatusOr<std::vector<PartRead>> PlanParts(
     std::span<const std::span<const StoredPart>> sources, std::span<const LoadTarget> targets);
 
@@ -73,8 +73,8 @@ absl::StatusOr<LoadPlan> PlanLoad(const Manifest& manifest, std::span<const Load
 absl::Status CheckResumable(const Manifest& manifest, const JobSpec& spec,
                             const ParameterCatalog& catalog);
 
-// OK when a new run may take its parameters from the checkpoint (train.init_from): it has the master
-// of every parameter, in the right shape. Moments and the data position are not looked at.
+// OK when a new run may take its parameters from the checkpoint (train.init_from): it has the
+// master of every parameter, in the right shape. Moments and the data position are not looked at.
 absl::Status CheckInitFrom(const Manifest& manifest, const ParameterCatalog& catalog);
 
 }  // namespace moesaic

@@ -26,8 +26,8 @@ std::string EncodeManifest(const Manifest& manifest);
 
 // DataLoss, with the reason, unless the trailer fits and the content is consistent: version,
 // hashes of 16 bytes, file names that are plain and come once, shards inside their files and their
-// objects, bytes that match element kind and box. It does not look at other files. Reads what anyone
-// may have written: sizes are checked before memory is taken.
+// objects, bytes that match element kind and box. It does not look at other files. Reads what
+// anyone may have written: sizes are checked before memory is taken.
 absl::StatusOr<Manifest> DecodeManifest(absl::string_view bytes);
 
 // Of an open step folder. NotFound when it has no manifest.
@@ -47,8 +47,8 @@ struct StepFolder {
   std::unique_ptr<Folder> folder;
 };
 
-// `path` is a step folder (by its name, or because it has a manifest) or a root, of which the newest
-// step is taken. NotFound when it is neither, or a root without steps.
+// `path` is a step folder (by its name, or because it has a manifest) or a root, of which the
+// newest step is taken. NotFound when it is neither, or a root without steps.
 absl::StatusOr<StepFolder> OpenCheckpoint(FileSystem* files, const std::string& path);
 
 // "master", "adam_m", "adam_v", "buffer"; "?" for an unknown kind.

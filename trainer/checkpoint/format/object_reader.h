@@ -18,8 +18,8 @@ namespace moesaic {
 // Thread-compatible.
 class ObjectReader {
  public:
-  // Both must outlive the reader; `manifest` is the decoded one of `step`, and its objects are tiled
-  // by their shards (VerifyStep).
+  // Both must outlive the reader; `manifest` is the decoded one of `step`, and its objects are
+  // tiled by their shards (VerifyStep).
   ObjectReader(const Folder* step, const Manifest* manifest);
 
   // Null when there is no such object.

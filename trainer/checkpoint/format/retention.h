@@ -40,11 +40,11 @@ struct KeepDecision {
 };
 
 // One decision a step, in the order of `steps`, which must ascend strictly. A step stays when it is
-// pinned or damaged, is one of the newest keep.last (at least one) that are not damaged, is the first
-// that is not damaged in a window [k * keep.every_steps, (k + 1) * keep.every_steps), k >= 1, has one
-// of the keep.best lowest metrics (the later of equal ones; not-a-number counts as none), or was made
-// at most keep.within before `now` (also after it: clocks are set back). So the newest step that is
-// not damaged always stays.
+// pinned or damaged, is one of the newest keep.last (at least one) that are not damaged, is the
+// first that is not damaged in a window [k * keep.every_steps, (k + 1) * keep.every_steps), k >= 1,
+// has one of the keep.best lowest metrics (the later of equal ones; not-a-number counts as none),
+// or was made at most keep.within before `now` (also after it: clocks are set back). So the newest
+// step that is not damaged always stays.
 std::vector<KeepDecision> ChooseKept(const KeepSpec& keep, std::span<const StepFacts> steps,
                                      absl::Time now);
 

@@ -93,7 +93,9 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
                  : value == "shape"        ? &entry.has_shape
                  : value == "data_offsets" ? &entry.has_offsets
                                            : nullptr;
-    if (seen == nullptr) return Fail("tensor \"" + name_ + "\" has an unknown key \"" + value + "\"");
+    if (seen == nullptr) {
+      return Fail("tensor \"" + name_ + "\" has an unknown key \"" + value + "\"");
+    }
     if (std::exchange(*seen, true)) {
       return Fail("tensor \"" + name_ + "\" has the key \"" + value + "\" twice");
     }
@@ -112,7 +114,8 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
     return true;
   }
 
-  bool parse_error(size_t position, const std::string&, const nlohmann::detail::exception&) override {
+  bool parse_error(size_t position, const std::string&,
+                   const nlohmann::detail::exception&) override {
     return Fail(absl::StrCat("the JSON is broken at byte ", position));
   }
 
@@ -122,7 +125,8 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
     return false;
   }
   bool Refuse(const char* what) {
-    return Fail(absl::StrCat("unexpected ", what, depth_ == 0 ? "" : absl::StrCat(" at \"", name_, "\"")));
+    return Fail(
+        absl::StrCat("unexpected ", what, depth_ == 0 ? "" : absl::StrCat(" at \"", name_, "\"")));
   }
 
   int depth_ = 0;
@@ -161,7 +165,9 @@ absl::StatusOr<SafetensorsTensor> CheckEntry(Entry entry, uint64_t data_begin,
 
 uint64_t DecodeLength(std::span<const std::byte, kLengthBytes> bytes) {
   uint64_t length = 0;
-  for (size_t i = 0; i < kLengthBytes; ++i) length |= std::to_integer<uint64_t>(bytes[i]) << (8 * i);
+  for (size_t i = 0; i < kLengthBytes; ++i) {
+    length |= std::to_integer<uint64_t>(bytes[i]) << (8 * i);
+  }
   return length;
 }
 

@@ -44,10 +44,10 @@ absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(absl::string_view json,
 // Reads and parses the header of an open file. Errors as above; the caller adds the file's name.
 absl::StatusOr<SafetensorsHeader> ReadSafetensorsHeader(const ReadableFile& file);
 
-// The first bytes of a file that holds these tensors one after another in this order: the length and
-// the JSON, padded with spaces so that tensors begin at a multiple of 64 bytes. Fills in `begin` and
-// `bytes`. InvalidArgument when a name comes twice or sizes overflow; ResourceExhausted when the
-// header would be larger than the cap.
+// The first bytes of a file that holds these tensors one after another in this order: the length
+// and the JSON, padded with spaces so that tensors begin at a multiple of 64 bytes. Fills in
+// `begin` and `bytes`. InvalidArgument when a name comes twice or sizes overflow; ResourceExhausted
+// when the header would be larger than the cap.
 absl::StatusOr<std::string> LayOutSafetensors(std::vector<SafetensorsTensor>* tensors,
                                               const std::map<std::string, std::string>& metadata);
 

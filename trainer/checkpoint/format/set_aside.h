@@ -1,5 +1,5 @@
-// How a step leaves a checkpoint root: by a rename into .trash or .quarantine, so that a name step-N
-// never stands for a part of a step.
+// How a step leaves a checkpoint root: by a rename into .trash or .quarantine, so that a name
+// step-N never stands for a part of a step.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +26,8 @@ std::string UniqueSuffix();
 absl::Status DeleteStep(Folder* root, uint64_t step);
 
 // Moves a step to .quarantine as "step-000001234.<unique>", durably, with a record
-// "step-000001234.<unique>.json" of the reason beside it. Nothing in the step is changed. Its pin, if
-// it has one, is noted there and taken away: the number may be used again. Returns the new path.
+// "step-000001234.<unique>.json" of the reason beside it. Nothing in the step is changed. Its pin,
+// if it has one, is noted there and taken away: the number may be used again. Returns the new path.
 absl::StatusOr<std::string> QuarantineStep(Folder* root, uint64_t step, absl::string_view reason,
                                            absl::Time now);
 

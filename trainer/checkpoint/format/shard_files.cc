@@ -80,11 +80,12 @@ class EarlierFile {
 
   // Whether it holds just these tensors, in this order, of whatever bytes.
   bool Holds(const std::vector<SafetensorsTensor>& tensors) const {
-    return std::ranges::equal(parts_, tensors, [](const Part& part, const SafetensorsTensor& tensor) {
-      return ShardTensorName(*part.object, part.shard->box()) == tensor.name &&
-             part.object->element() == tensor.element &&
-             std::ranges::equal(AsShape(part.shard->box().length()), tensor.shape);
-    });
+    return std::ranges::equal(
+        parts_, tensors, [](const Part& part, const SafetensorsTensor& tensor) {
+          return ShardTensorName(*part.object, part.shard->box()) == tensor.name &&
+                 part.object->element() == tensor.element &&
+                 std::ranges::equal(AsShape(part.shard->box().length()), tensor.shape);
+        });
   }
 
   StoredFile AsLinked() const {

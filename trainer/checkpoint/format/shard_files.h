@@ -26,13 +26,13 @@ struct EarlierStep {
   Manifest manifest;
 };
 
-// The staging folder at a path that came from a coordinator: "<root>/.staging/<name>", as BeginStaging
-// returns it. InvalidArgument for a path of another form or with a part ".."; below the root no symbolic
-// link is followed.
+// The staging folder at a path that came from a coordinator: "<root>/.staging/<name>", as
+// BeginStaging returns it. InvalidArgument for a path of another form or with a part ".."; below
+// the root no symbolic link is followed.
 absl::StatusOr<std::unique_ptr<Folder>> OpenStaging(FileSystem* files, const std::string& staging);
 
-// The newest step before `step` in the root that `staging` (a path as above) lies in. Null when there is
-// none that can be read: then everything is written.
+// The newest step before `step` in the root that `staging` (a path as above) lies in. Null when
+// there is none that can be read: then everything is written.
 std::unique_ptr<EarlierStep> OpenEarlierStep(FileSystem* files, const std::string& staging,
                                              uint64_t step);
 
@@ -73,8 +73,8 @@ struct WrittenShards {
 absl::StatusOr<WrittenShards> WriteShardFiles(const std::vector<ShardSource>& sources,
                                               const ShardFilesOptions& options, Folder* staging);
 
-// An agent's answer to PersistSnapshot for one rank: writes the snapshot's objects. The result holds
-// job, generation, step, rank, state, files and objects; the caller adds `staging`.
+// An agent's answer to PersistSnapshot for one rank: writes the snapshot's objects. The result
+// holds job, generation, step, rank, state, files and objects; the caller adds `staging`.
 // FailedPrecondition when the snapshot is not of `step`.
 absl::StatusOr<ShardsPersisted> PersistShards(const SnapshotReader& snapshot, uint64_t step,
                                               Folder* staging,

@@ -25,8 +25,8 @@ constexpr char kComplete[9] = "MOEARENA";
 constexpr char kWriting[9] = "MOEWRITE";
 constexpr uint32_t kVersion = 2;
 constexpr uint64_t kAlignment = 64;
-// Objects begin at a multiple of this, so that an index which is a few bytes longer than the last one
-// does not change the size of the file.
+// Objects begin at a multiple of this, so that an index which is a few bytes longer than the last
+// one does not change the size of the file.
 constexpr uint64_t kIndexAlignment = 4096;
 constexpr uint64_t kMaxIndexBytes = 256ull << 20;
 
@@ -66,7 +66,8 @@ class Mapping {
     if (!bytes_.empty()) munmap(bytes_.data(), bytes_.size());
   }
 
-  static absl::StatusOr<Mapping> Of(int fd, const std::string& path, uint64_t size, int protection) {
+  static absl::StatusOr<Mapping> Of(int fd, const std::string& path, uint64_t size,
+                                    int protection) {
     // Who writes touches every page: to map them in one go takes less than a fault for each.
     const int populate = (protection & PROT_WRITE) != 0 ? MAP_POPULATE : 0;
     void* at = mmap(nullptr, size, protection, MAP_SHARED | populate, fd, 0);

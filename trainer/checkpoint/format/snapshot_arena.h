@@ -3,8 +3,8 @@
 // is the file "<path>.<b>". It outlives the worker.
 //
 // Layout: "MOEARENA", u32 version 2, u32 0, u64 index bytes, u64 XXH3-64 of the index, the
-// SnapshotIndex message; then objects, each at its 64-byte aligned offset. While it is being written
-// the magic is "MOEWRITE".
+// SnapshotIndex message; then objects, each at its 64-byte aligned offset. While it is being
+// written the magic is "MOEWRITE".
 //
 // Every chunk of an object has a checksum in the index. The worker computes it from its own memory
 // in the pass that copies, so that a torn copy, a flipped bit and a file that is written anew while
@@ -37,8 +37,8 @@ inline uint64_t SnapshotChunks(uint64_t bytes) {
 absl::Status CheckChunk(const ArenaObject& object, uint64_t chunk,
                         std::span<const std::byte> bytes);
 
-// An index that somebody else sent, whose file is not here: DataLoss unless its objects lie one after
-// another and every chunk has its checksum.
+// An index that somebody else sent, whose file is not here: DataLoss unless its objects lie one
+// after another and every chunk has its checksum.
 absl::Status CheckSnapshotIndex(const SnapshotIndex& index);
 
 // The worker's side, and that of an agent that copies a peer's. One file, for one snapshot after
@@ -57,8 +57,8 @@ class SnapshotWriter {
   // What is there is no snapshot any more, to whoever opens it and to readers that ask. The file
   // stays, for Begin.
   virtual void Clear() = 0;
-  // Copies a chunk of object i and notes its checksum. `bytes` are the chunk's alone. Each chunk once;
-  // different chunks from any threads.
+  // Copies a chunk of object i and notes its checksum. `bytes` are the chunk's alone. Each chunk
+  // once; different chunks from any threads.
   virtual void CopyChunk(int i, uint64_t chunk, std::span<const std::byte> bytes) = 0;
   // The same for bytes that come in pieces: the place of the chunk, to be filled by the caller, who
   // then notes its checksum.
@@ -89,8 +89,8 @@ class SnapshotReader {
   virtual const SnapshotIndex& index() const = 0;
   // Takes pieces of an object: where each begins in it, and its bytes.
   using Sink = std::function<absl::Status(uint64_t begin, std::span<const std::byte> bytes)>;
-  // Gives the chunks of object i that meet bytes [begin, end), in order, each after its checksum was
-  // found right. DataLoss names the object; otherwise the sink's error.
+  // Gives the chunks of object i that meet bytes [begin, end), in order, each after its checksum
+  // was found right. DataLoss names the object; otherwise the sink's error.
   virtual absl::Status Read(int i, uint64_t begin, uint64_t end, const Sink& sink) const = 0;
   // A chunk as it lies there, for whoever checks it later (CheckChunk). Valid as long as this.
   virtual std::span<const std::byte> Chunk(int i, uint64_t chunk) const = 0;

@@ -238,13 +238,14 @@ class StepVerifier {
     const std::string& path = step_.path();
     const std::optional<uint64_t> named = ParseStepFolderName(path.substr(path.rfind('/') + 1));
     if (named && *named != manifest_.state().step()) {
-      found_.Add(absl::StrCat("the folder is named after step ", *named, ", the manifest is of step ",
-                       manifest_.state().step()));
+      found_.Add(absl::StrCat("the folder is named after step ", *named,
+                              ", the manifest is of step ", manifest_.state().step()));
     }
     for (const StoredObject& object : manifest_.objects()) {
       if (object.step() != manifest_.state().step()) {
-        found_.Add(absl::StrCat("object ", ObjectLabel(object.kind(), object.name()), " is of step ",
-                         object.step(), " and not ", manifest_.state().step()));
+        found_.Add(absl::StrCat("object ", ObjectLabel(object.kind(), object.name()),
+                                " is of step ", object.step(), " and not ",
+                                manifest_.state().step()));
       }
     }
   }
@@ -257,7 +258,8 @@ class StepVerifier {
       return;
     }
     const auto hash = catalog->Hash();
-    if (!std::ranges::equal(manifest_.catalog_hash(), hash, {}, [](char c) { return uint8_t(c); })) {
+    if (!std::ranges::equal(manifest_.catalog_hash(), hash, {},
+                            [](char c) { return uint8_t(c); })) {
       found_.Add("the catalog hash in the manifest is not the one of its job");
     }
     const std::vector<ExpectedObject> expected =

@@ -83,8 +83,8 @@ class Prices {
   const std::vector<double>& values() const { return prices_; }
 
  private:
-  // f_i, whose mean over the candidates is 1 unless `fan_out` says otherwise. All 0 where nothing was
-  // chosen.
+  // f_i, whose mean over the candidates is 1 unless `fan_out` says otherwise. All 0 where nothing
+  // was chosen.
   std::vector<double> Frequencies(const at::Tensor& selected) const {
     std::vector<double> counts;
     if (in_.rule->scope() == GLOBAL && in_.load.defined()) {

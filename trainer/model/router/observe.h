@@ -1,5 +1,5 @@
-// observe: what there is to say of a routing, in the whole numbers that are added over micro-batches
-// and ranks.
+// observe: what there is to say of a routing, in the whole numbers that are added over
+// micro-batches and ranks.
 #pragma once
 
 #include "trainer/metrics/layer_routing.h"

@@ -170,7 +170,8 @@ at::Tensor Router::Backward(const RouteInputs& inputs, const Routing& routing,
                             const at::Tensor& dweight, double aux_scale,
                             std::span<const double> pool_prices) const {
   at::Tensor dscores = at::zeros_like(routing.scores);
-  SelectedWeightsBackward(config_.rule.weight(), routing.scores, routing.selected, dweight, dscores);
+  SelectedWeightsBackward(config_.rule.weight(), routing.scores, routing.selected, dweight,
+                          dscores);
   at::Tensor z_gradient = at::zeros_like(routing.scores);
   BalanceInputs balance = BalanceOf(inputs, routing);
   balance.pool_prices = pool_prices;

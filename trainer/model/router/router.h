@@ -1,11 +1,12 @@
-// Router: logits -> Routing, by orthogonal parts: score, select, capacity, weight, balance. All fp32,
-// over one logical micro-batch, whatever precision and layout the model runs in. Gradient flows
-// through the weights and the auxiliary losses; what was selected, counted and drawn is a constant.
+// Router: logits -> Routing, by orthogonal parts: score, select, capacity, weight, balance. All
+// fp32, over one logical micro-batch, whatever precision and layout the model runs in. Gradient
+// flows through the weights and the auxiliary losses; what was selected, counted and drawn is a
+// constant.
 //
 // With a dense-to-sparse gate, in training and in that phase: g, the gate's probabilities (gate.h),
-// select every expert above the threshold; g or softmax(z) weigh, and in the balance loss each expert
-// that a token takes counts whole (K = 1), so that the loss is E times its coefficient, and without
-// gradient, while all are taken, and Switch's when one is.
+// select every expert above the threshold; g or softmax(z) weigh, and in the balance loss each
+// expert that a token takes counts whole (K = 1), so that the loss is E times its coefficient, and
+// without gradient, while all are taken, and Switch's when one is.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -8,8 +8,8 @@
 
 namespace moesaic {
 
-// n tokens, E experts, at most K experts a token: K is the widest fan-out of these tokens and may be
-// another in the next micro-batch. Everything is fp32 or int64 on the CPU.
+// n tokens, E experts, at most K experts a token: K is the widest fan-out of these tokens and may
+// be another in the next micro-batch. Everything is fp32 or int64 on the CPU.
 struct Routing {
   // Triples (token, expert, weight): slot k of token t goes to expert[t, k] with weight[t, k]. -1:
   // the token uses fewer experts (as few as none), or the pair was dropped; its weight is ignored.

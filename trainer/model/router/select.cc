@@ -88,7 +88,8 @@ at::Tensor SelectAbove(const at::Tensor& scores, float threshold) {
   const int64_t tokens = scores.size(0);
   int64_t widest = 1;
   for (int64_t t = 0; t < tokens; ++t) {
-    const auto above = std::ranges::count_if(RowOf(scores, t), [&](float s) { return s > threshold; });
+    const auto above =
+        std::ranges::count_if(RowOf(scores, t), [&](float s) { return s > threshold; });
     widest = std::max<int64_t>(widest, above);
   }
   at::Tensor selected = at::full({tokens, widest}, -1, at::kLong);

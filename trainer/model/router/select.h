@@ -15,9 +15,10 @@ namespace moesaic {
 // expert id. scores fp32 [n, E], K <= E -> int64 [n, K].
 at::Tensor SelectTopK(const at::Tensor& scores, int64_t active);
 
-// The experts of the largest scores of each row, largest first, until these sum up to `share`, at most
-// `most` of them, at least one; then -1. Equal scores go to the lowest expert id. (Huang et al., "Harder
-// Tasks Need More Experts", arXiv 2403.07652.) scores fp32 [n, E] -> int64 [n, K], K the most of a row.
+// The experts of the largest scores of each row, largest first, until these sum up to `share`, at
+// most `most` of them, at least one; then -1. Equal scores go to the lowest expert id. (Huang et
+// al., "Harder Tasks Need More Experts", arXiv 2403.07652.) scores fp32 [n, E] -> int64 [n, K], K
+// the most of a row.
 at::Tensor SelectTopP(const at::Tensor& scores, double share, int64_t most);
 
 // The experts of each row whose score is above `threshold`, by id: as many as there are, then -1.

@@ -1,6 +1,6 @@
 // A whole cluster in one thread, fixed by a seed: a coordinator that dies and starts again from its
-// records, agents and their memory of snapshots, ranks that train, a checkpoint folder, a person, and
-// faults. After everything that happens the invariants of docs/design/invariants.md are checked
+// records, agents and their memory of snapshots, ranks that train, a checkpoint folder, a person,
+// and faults. After everything that happens the invariants of docs/design/invariants.md are checked
 // (M1, M2, M5, C7, and what memory may hold); at the end faults stop and every job must end well.
 //
 // What training computes is a name: the content of a step is (the content of the step before, the
@@ -145,7 +145,8 @@ class ClusterModel {
   void BreakStream(Agent* agent, bool heard);
   void RenewForEver(Agent* agent, int life);
   void AgentDo(Agent* agent, absl::Duration delay, std::function<void()> act);
-  void Say(Agent* agent, std::function<Event()> event, std::function<void(absl::Status)> answer = {});
+  void Say(Agent* agent, std::function<Event()> event,
+           std::function<void(absl::Status)> answer = {});
   void Deliver(Agent* agent, const std::shared_ptr<const AgentCommand>& command);
   void Obey(Agent* agent, const AgentCommand& command);
   void Persist(Agent* agent, const PersistSnapshot& persist);

@@ -23,7 +23,9 @@ void ClusterModel::Fail(const std::string& why) {
   Log("BROKEN: {}", why);
 }
 
-bool ClusterModel::Registered(const std::string& agent) const { return registered_.contains(agent); }
+bool ClusterModel::Registered(const std::string& agent) const {
+  return registered_.contains(agent);
+}
 
 bool ClusterModel::Ended() const {
   return state_ != nullptr && std::all_of(jobs_.begin(), jobs_.end(), [&](const auto& entry) {
@@ -194,7 +196,8 @@ void ClusterModel::CheckEnd() {
         break;
       case FAILED:
         legal = (code == kExitGaveUp && facts.budget) ||
-                (code == kExitCheckpointInvalid && facts.damaged) || (code == kExitJobFailed && facts.fatal);
+                (code == kExitCheckpointInvalid && facts.damaged) ||
+                (code == kExitJobFailed && facts.fatal);
         break;
       default:
         break;

@@ -87,7 +87,8 @@ void ClusterModel::Call(const GenerationPtr& generation, uint32_t rank,
 
 void ClusterModel::AskTable(const GenerationPtr& generation, uint32_t rank) {
   Call(
-      generation, rank, [this, generation, rank] { return RankTableAsked{Identity(*generation, rank)}; },
+      generation, rank,
+      [this, generation, rank] { return RankTableAsked{Identity(*generation, rank)}; },
       [this, generation, rank](absl::Status status) {
         if (!status.ok()) {
           Break(generation, kExitStaleGeneration, rank);
@@ -400,7 +401,8 @@ void ClusterModel::MaybeFinish(const GenerationPtr& generation) {
   const bool said = std::all_of(generation->ranks.begin(), generation->ranks.end(),
                                 [](const Rank& rank) { return rank.reports.empty(); });
   if (!said) return;
-  Break(generation, generation->step == generation->last_step ? 0 : kExitPlannedRestart, std::nullopt);
+  Break(generation, generation->step == generation->last_step ? 0 : kExitPlannedRestart,
+        std::nullopt);
 }
 
 }  // namespace moesaic

@@ -1,5 +1,6 @@
-// Many seeded histories of a whole cluster. A history that breaks an invariant is told again with its
-// log; MOESAIC_MODEL_SEED=<seed> tells one, MOESAIC_MODEL_HISTORIES=<n> sets how many there are.
+// Many seeded histories of a whole cluster. A history that breaks an invariant is told again with
+// its log; MOESAIC_MODEL_SEED=<seed> tells one, MOESAIC_MODEL_HISTORIES=<n> sets how many there
+// are.
 #include <gtest/gtest.h>
 
 #include <cstdlib>

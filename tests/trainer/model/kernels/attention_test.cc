@@ -17,7 +17,8 @@ at::Tensor Reference(const AttentionShape& s, const at::Tensor& qkv, const at::T
   at::Tensor index = at::arange(s.length);
   at::Tensor hidden = (index.unsqueeze(0) > index.unsqueeze(1)).view({1, 1, s.length, s.length});
   if (starts.defined()) {
-    hidden = hidden.logical_or(index.view({1, 1, 1, -1}) < starts.view({s.sequences, 1, s.length, 1}));
+    hidden =
+        hidden.logical_or(index.view({1, 1, 1, -1}) < starts.view({s.sequences, 1, s.length, 1}));
   }
   at::Tensor scores = at::matmul(q, k.transpose(2, 3)) / std::sqrt((double)s.head_width);
   at::Tensor p = at::softmax(scores.masked_fill(hidden, -INFINITY), -1);
@@ -58,8 +59,8 @@ TEST(Attention, MatchesAutograd) {
                              AttentionShape{1, 64, 2, 1, 64}, AttentionShape{1, 65, 1, 1, 20},
                              AttentionShape{2, 150, 4, 2, 32}, AttentionShape{1, 256, 6, 2, 64},
                              AttentionShape{1, 130, 1, 1, 128}, AttentionShape{0, 16, 2, 1, 8}}) {
-      SCOPED_TRACE(testing::Message() << type << " length " << s.length << " heads " << s.heads << "/"
-                                      << s.kv_heads << " width " << s.head_width);
+      SCOPED_TRACE(testing::Message() << type << " length " << s.length << " heads " << s.heads
+                                      << "/" << s.kv_heads << " width " << s.head_width);
       ExpectMatches(s, type, at::Tensor());
     }
   }
@@ -112,7 +113,8 @@ TEST(Attention, DecodingWithACacheEqualsTheWhole) {
     for (int64_t length : {17, 1, 1, 11}) {  // a prompt, two tokens, and a few at once
       AttentionShape part = whole;
       part.length = length;
-      at::Tensor rows = qkv.view({2, 30, -1}).narrow(1, past, length).reshape({2 * length, -1}).contiguous();
+      at::Tensor rows =
+          qkv.view({2, 30, -1}).narrow(1, past, length).reshape({2 * length, -1}).contiguous();
       at::Tensor out = at::empty({2 * length, 64}, type);
       AttentionWithCache(part, rows, past, k, v, out);
       ExpectClose(out.view({2, length, 64}), want.view({2, 30, 64}).narrow(1, past, length),

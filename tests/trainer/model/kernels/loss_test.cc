@@ -27,7 +27,8 @@ TEST(CrossEntropy, ExtremeLogitsAndTies) {
   at::Tensor targets = at::tensor(std::vector<int64_t>{1, 2}, at::kLong);
   EXPECT_NEAR(CrossEntropy(logits, targets), 2e4 + std::log(3.0), 1e-2);
   CrossEntropyInPlace(logits, targets, 3.0);
-  EXPECT_TRUE(at::allclose(logits, at::tensor({3.0f, -3.0f, 0.0f, 1.0f, 1.0f, -2.0f}).view({2, 3})));
+  EXPECT_TRUE(
+      at::allclose(logits, at::tensor({3.0f, -3.0f, 0.0f, 1.0f, 1.0f, -2.0f}).view({2, 3})));
 }
 
 TEST(CrossEntropy, NoRowsAndWrongTargets) {

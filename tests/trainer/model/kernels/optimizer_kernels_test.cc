@@ -38,7 +38,8 @@ void ExpectFollowsTheFormula(at::ScalarType type) {
   const auto f64 = [](const at::Tensor& t) { return t.to(at::kDouble); };
   const AdamWCoefficients& k = kCoefficients;
   at::Tensor g = f64(s.gradient) * k.gradient_scale;
-  at::Tensor m = f64(s.m) * k.beta1 + g * (1 - k.beta1), v = f64(s.v) * k.beta2 + g * g * (1 - k.beta2);
+  at::Tensor m = f64(s.m) * k.beta1 + g * (1 - k.beta1),
+             v = f64(s.v) * k.beta2 + g * g * (1 - k.beta2);
   at::Tensor w = f64(s.master) * (1 - k.lr * k.weight_decay) -
                  k.lr * (m / k.bias_correction1) / ((v / k.bias_correction2).sqrt() + k.epsilon);
   Step<T>(s, 0, 1003);
@@ -87,8 +88,11 @@ TEST(SumSquares, IsByChunkInDouble) {
   ASSERT_EQ(sums.size(), 3u);
   for (int64_t c = 0; c < 3; ++c) {
     const int64_t end = std::min(n, (c + 1) * kNormChunk);
-    const double want =
-        x.narrow(0, c * kNormChunk, end - c * kNormChunk).to(at::kDouble).square().sum().item<double>();
+    const double want = x.narrow(0, c * kNormChunk, end - c * kNormChunk)
+                            .to(at::kDouble)
+                            .square()
+                            .sum()
+                            .item<double>();
     EXPECT_NEAR(sums[c] / want, 1.0, 1e-12);
     // A shard that starts on the grid gives the same bits.
     EXPECT_EQ(SumSquaresByChunk(Span<const float>(x, c * kNormChunk, end))[0], sums[c]);

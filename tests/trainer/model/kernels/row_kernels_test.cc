@@ -75,8 +75,8 @@ TEST(RowKernels, LevelsAgree) {
   at::Tensor x = at::randn({4, 77}), w = at::randn({77});
   at::Tensor want = at::empty_like(x);
   auto norm = [&](const RowKernelTable* table, const at::Tensor& y) {
-    table->f32.rms_norm(x.data_ptr<float>(), w.data_ptr<float>(), 1e-5f, y.data_ptr<float>(), nullptr,
-                        4, 77);
+    table->f32.rms_norm(x.data_ptr<float>(), w.data_ptr<float>(), 1e-5f, y.data_ptr<float>(),
+                        nullptr, 4, 77);
   };
   norm(&kRowKernelsGeneric, want);
   for (const RowKernelTable* table : Tables()) {

@@ -33,7 +33,8 @@ Combination MakeCombination(at::ScalarType type, int64_t d) {
           at::randn({4, 3}), at::randn({4, d}).to(type), at::randn({4, d}).to(type)};
 }
 
-at::Tensor Reference(const at::Tensor& rows, const at::Tensor& position, const at::Tensor& weights) {
+at::Tensor Reference(const at::Tensor& rows, const at::Tensor& position,
+                     const at::Tensor& weights) {
   at::Tensor chosen = rows.index_select(0, position.clamp_min(0).flatten())
                           .view({position.size(0), position.size(1), rows.size(1)});
   return (chosen * (weights * position.ge(0)).unsqueeze(-1)).sum(1);

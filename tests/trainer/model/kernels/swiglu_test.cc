@@ -25,7 +25,8 @@ TEST(SwiGlu, ForwardAndBackwardMatchAutograd) {
 }
 
 TEST(SwiGlu, FarFromZeroItNeitherOverflowsNorLosesTheLine) {
-  at::Tensor gate_up = at::tensor({-200.0f, 200.0f, -90.0f, 90.0f, 1.0f, 1.0f, 1.0f, 1.0f}).view({1, 8});
+  at::Tensor gate_up =
+      at::tensor({-200.0f, 200.0f, -90.0f, 90.0f, 1.0f, 1.0f, 1.0f, 1.0f}).view({1, 8});
   at::Tensor a = at::empty({1, 4});
   SwiGlu(gate_up, a);
   EXPECT_TRUE(a.isfinite().all().item<bool>());
