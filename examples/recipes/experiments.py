@@ -120,8 +120,7 @@ def evolution():
              evomoe("recipe.router.select.dense_to_sparse={hard_step: 600, decay_steps: 240}"))),
         page.curves, "bits above the floor over steps and operations",
         ("model.moe.active=1", "train.validate_every_steps=30"),
-        (*COMMON_COLUMNS, "pairs computed", "operations", "steps to the first arm's loss",
-         "operations to it"))
+        (*COMMON_COLUMNS, "operations", "steps to the first arm's loss", "operations to it"))
 
 
 def reuse():

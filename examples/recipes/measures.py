@@ -21,7 +21,7 @@ class Measured:
     global_vio: float   # MaxVio of all validation tokens
     information: float  # mutual, of neighbouring layers' best experts, above chance, in nats
     entropy: float      # of a token's probabilities, in nats, mean of layers; of the validation
-    pairs: float        # of tokens and experts that were computed in training
+    pairs: float        # of tokens and experts that were computed in training, once it had routers
     flops: float        # of the training
     curve: tuple        # of each validation: step, flops until then, bits
     probes: dict        # by name: bits without retraining, with something of the model switched off
@@ -62,7 +62,7 @@ def measure(folder):
     if not summary.exists():
         return None
     steps = read_steps(folder)
-    routing = [step["routing"] for step in steps]
+    routing = [step["routing"] for step in steps if "routing" in step]
     validation = steps[-1]["validation_routing"]
     probes = json.loads((folder / "probes.json").read_text())
     return Measured(

@@ -8,6 +8,7 @@
 #include "tests/trainer/checkpoint/converted_folder.h"
 #include "trainer/checkpoint/convert/export.h"
 #include "trainer/checkpoint/convert/tensor_folder.h"
+#include "trainer/recipe/recipe.h"
 
 namespace moesaic {
 namespace {
