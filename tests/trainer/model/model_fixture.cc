@@ -69,6 +69,7 @@ void LeafSink::Close(ParameterId id, int use, int64_t micro_batch) {
 void LeafSink::Skip(ParameterId id, int use, int64_t micro_batch) {
   EXPECT_FALSE((open_.contains(Leaf{id, use, micro_batch})))
       << catalog_[id].name << " is reported and skipped";
+  skipped_.insert(id);
 }
 
 at::Tensor LeafSink::Sum(ParameterId id) const {
@@ -80,6 +81,7 @@ at::Tensor LeafSink::Sum(ParameterId id) const {
 }
 
 bool LeafSink::Reported(ParameterId id) const {
+  if (skipped_.contains(id)) return true;
   for (const auto& [leaf, gradient] : leaves_) {
     if (std::get<0>(leaf) == id) return true;
   }

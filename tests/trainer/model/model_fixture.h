@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 
 #include <map>
+#include <set>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -43,12 +44,14 @@ class LeafSink : public GradientSink {
   const std::map<Leaf, at::Tensor>& leaves() const { return leaves_; }
   // The sum of the leaves of a parameter; zeros when there is none.
   at::Tensor Sum(ParameterId id) const;
+  // As a leaf, or as one that is zero.
   bool Reported(ParameterId id) const;
 
  private:
   const ParameterCatalog& catalog_;
   std::map<Leaf, at::Tensor> leaves_;
   std::map<Leaf, bool> open_;
+  std::set<ParameterId> skipped_;
 };
 
 // Random tokens, and targets of which about one in eight is none. Made from (seed, id) alone.
