@@ -12,8 +12,7 @@ class ElasticTest(EndToEndTest):
 
         many = Job(self, "many", SETS)
         running = many.start()
-        running.wait_for_step(8)
-        running.interrupt()
+        running.interrupt_after(8)
         stopped = self.expect(130, running.finish())
         self.assertLess(stopped.json["step"], 120)
         resumed = self.expect(0, many.run(["elastic.slots_per_node=3"]))
@@ -33,8 +32,7 @@ class ElasticTest(EndToEndTest):
                                       "elastic.rebalance_ratio=1.05",
                                       "elastic.rebalance_after=500ms"])
         running = moving.start()
-        running.wait_for_step(20, generation=2)
-        running.interrupt()
+        running.interrupt_after(20, generation=2)
         stopped = self.expect(130, running.finish())
         self.assertIn("to move experts: for 500ms the busiest ranks have taken", stopped.err)
         self.assertIn("experts moved: ", stopped.err)

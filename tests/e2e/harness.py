@@ -156,10 +156,23 @@ class Running:
 
     def kill_a_worker(self, step, generation=1):
         """kill -9 of the last rank once that step is done."""
-        self.wait_for_step(1, generation)
-        ranks = self.job.test.processes("moesaic-worker")
+        rank = self.last_rank(generation)
         self.wait_for_step(step, generation)
-        os.kill(max(ranks), signal.SIGKILL)
+        os.kill(rank, signal.SIGKILL)
+
+    def interrupt_after(self, step, generation=1):
+        """Ctrl-C once that step is done. The last rank stands still until the job is drained, so
+        that a fast one does not end before."""
+        rank = self.last_rank(generation)
+        self.wait_for_step(step, generation)
+        os.kill(rank, signal.SIGSTOP)
+        self.interrupt()
+        self.wait_for_text("draining: ")
+        os.kill(rank, signal.SIGCONT)
+
+    def last_rank(self, generation):
+        self.wait_for_step(1, generation)
+        return max(self.job.test.processes("moesaic-worker"))
 
     def interrupt(self):
         self.process.send_signal(signal.SIGINT)

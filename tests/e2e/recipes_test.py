@@ -62,8 +62,7 @@ class RecipesTest(EndToEndTest):
         job = Job(self, f"{file.stem}-degrees", small(file), file=str(file))
         for number, step in enumerate(KILLS, start=1):
             running = job.start([f"parallel.expert={1 + number % 2}"])
-            running.wait_for_step(step, generation=number)
-            running.interrupt()
+            running.interrupt_after(step, generation=number)
             self.expect(130, running.finish())
         ended = self.expect(0, job.run(["parallel.expert=1"]))
         self.expect_the_same(job, ended, reference, undisturbed)

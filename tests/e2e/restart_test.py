@@ -50,8 +50,7 @@ class RestartTest(EndToEndTest):
     def test_interrupted_run_saves_and_goes_on(self):
         job = Job(self, "stopped", [STEPS, "checkpoint.every_steps=0"])
         running = job.start()
-        running.wait_for_step(30)
-        running.interrupt()
+        running.interrupt_after(30)
         stopped = self.expect(130, running.finish())
         self.assertEqual(stopped.json["state"], "CANCELLED")
         done = job.lines()[-1]["step"]
