@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs the experiments of docs/recipes.md and writes their tables and figures there.
 
-    examples/recipes/experiments.py                        # all, 5 seeds: two hours on two cores
+    examples/recipes/experiments.py                        # all, 5 seeds: an hour on two cores
     examples/recipes/experiments.py --only balance --seeds 1 2 3
     examples/recipes/experiments.py --report               # only write again what has been run
 

@@ -117,10 +117,10 @@ def curves(figure, experiment, runs):
     for arm in experiment.arms:
         points = list(zip(*(run.curve for run in runs[arm.name].values())))
         loss = [statistics.fmean(point[2] for point in seeds) for seeds in points]
-        for at, side in enumerate(axes):
-            side.plot([statistics.fmean(point[at] for point in seeds) for seeds in points], loss,
-                      marker=".", label=arm.name)
-    for side, label in zip(axes, ("steps", "floating-point operations")):
+        for at, (side, unit) in enumerate(zip(axes, (1, 1e12))):
+            side.plot([statistics.fmean(point[at] for point in seeds) / unit for seeds in points],
+                      loss, marker=".", label=arm.name)
+    for side, label in zip(axes, ("steps", "operations, 10¹²")):
         side.set_xlabel(label)
         side.set_yscale("log")
     axes[0].set_ylabel("bits above the floor")
