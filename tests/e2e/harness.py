@@ -161,13 +161,14 @@ class Running:
         os.kill(rank, signal.SIGKILL)
 
     def interrupt_after(self, step, generation=1):
-        """Ctrl-C once that step is done. The last rank stands still until the job is drained, so
-        that a fast one does not end before."""
+        """Ctrl-C once that step is done. The last rank stands still until the other ones must have
+        heard of it, so that a fast job does not end before."""
         rank = self.last_rank(generation)
         self.wait_for_step(step, generation)
         os.kill(rank, signal.SIGSTOP)
         self.interrupt()
         self.wait_for_text("draining: ")
+        time.sleep(1)
         os.kill(rank, signal.SIGCONT)
 
     def last_rank(self, generation):
