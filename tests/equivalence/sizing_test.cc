@@ -476,67 +476,34 @@ INSTANTIATE_TEST_SUITE_P(
              .sequence = 256}),
     [](const auto& param) { return param.param.name; });
 
-// Steps of few tokens, so that no rank has more in its steps than at the spawn.
-INSTANTIATE_TEST_SUITE_P(Recipes, SpawnSizingTest,
-                         ::testing::Values(Case{.name = "Spawn",
-                                                .ranks = 2,
-                                                .expert = 2,
-                                                .per_node = 2,
-                                                .preset = "top_k",
-                                                .more = SpawnSoon,
-                                                .sequence = 8},
-                                           Case{.name = "SpawnBf16Copies",
-                                                .ranks = 4,
-                                                .expert = 4,
-                                                .per_node = 4,
-                                                .copies = 1,
-                                                .bf16 = true,
-                                                .preset = "top_k",
-                                                .more = SpawnSoon,
-                                                .sequence = 8},
-                                           Case{.name = "SpawnReproducible",
-                                                .ranks = 2,
-                                                .expert = 2,
-                                                .per_node = 2,
-                                                .reproducible = true,
-                                                .preset = "top_k",
-                                                .more = SpawnSoon,
-                                                .sequence = 8}),
-                         [](const auto& param) { return param.param.name; });
+// On one node. Steps of few tokens, so that no rank has more in its steps than at the spawn.
+Case SpawnCase(const char* name, int ranks) {
+  return {.name = name,
+          .ranks = ranks,
+          .expert = ranks,
+          .per_node = ranks,
+          .preset = "top_k",
+          .more = SpawnSoon,
+          .sequence = 8};
+}
 
-INSTANTIATE_TEST_SUITE_P(
-    Layouts, SizingTest,
-    ::testing::Values(
-        Case{.name = "OneRank"}, Case{.name = "Data2", .ranks = 2},
-        Case{.name = "Expert2", .ranks = 2, .expert = 2},
-        Case{.name = "Expert3Uneven", .ranks = 3, .expert = 3},
-        Case{.name = "Data4Expert2Bf16", .ranks = 4, .expert = 2, .per_node = 2, .bf16 = true},
-        Case{.name = "Copies", .ranks = 4, .expert = 4, .per_node = 2, .copies = 2},
-        Case{.name = "CopiesBf16Tied",
-             .ranks = 4,
-             .expert = 2,
-             .per_node = 1,
-             .copies = 1,
-             .bf16 = true,
-             .tied = true},
-        Case{.name = "Sgd", .ranks = 3, .expert = 3, .copies = 1, .sgd = true},
-        Case{.name = "HeadNorms", .ranks = 2, .expert = 2, .qk_norm = true},
-        Case{.name = "HeadNormsReproducible",
-             .ranks = 4,
-             .expert = 2,
-             .bf16 = true,
-             .reproducible = true,
-             .qk_norm = true},
-        Case{.name = "OneRankReproducible", .reproducible = true},
-        Case{.name = "Reproducible", .ranks = 4, .expert = 2, .reproducible = true},
-        Case{.name = "ReproducibleCopiesBf16Tied",
-             .ranks = 3,
-             .expert = 3,
-             .copies = 1,
-             .bf16 = true,
-             .reproducible = true,
-             .tied = true}),
-    [](const auto& param) { return param.param.name; });
+Case SpawnOfCopiesInBf16() {
+  Case copies = SpawnCase("SpawnBf16Copies", 4);
+  copies.copies = 1;
+  copies.bf16 = true;
+  return copies;
+}
+
+Case ReproducibleSpawn() {
+  Case reproducible = SpawnCase("SpawnReproducible", 2);
+  reproducible.reproducible = true;
+  return reproducible;
+}
+
+INSTANTIATE_TEST_SUITE_P(Recipes, SpawnSizingTest,
+                         ::testing::Values(SpawnCase("Spawn", 2), SpawnOfCopiesInBf16(),
+                                           ReproducibleSpawn()),
+                         [](const auto& param) { return param.param.name; });
 
 }  // namespace
 }  // namespace moesaic
